@@ -1,0 +1,58 @@
+# Sluice: `make run` starts everything on this machine, `make test` tests it. `make help` lists the rest.
+SHELL := /bin/bash
+export CGO_ENABLED := 0
+DATA ?= .data/cluster
+GROUP ?= seeds kcat java-cli python franz-go
+KIT ?= ../shared/kit
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BINARIES := sluice sluice-edge firmware-sim loadtest
+GO_FILES := $(shell find bridge cmd core edge firmware-sim loadtest -name '*.go' -o -name '*.html' -o -name '*.js' -o -name '*.css' 2>/dev/null)
+FUZZTIME ?= 10s
+.DEFAULT_GOAL := help
+.PHONY: help run cluster build cross test race fuzz e2e check fmt conformance clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+run: build ## one core, one gateway, a simulated city and its page, in one process (data in .data/dev)
+	@exec bin/sluice dev --data .data/dev
+
+cluster: build ## three core nodes and a gateway as separate processes (data in DATA, default .data/cluster)
+	@exec deploy/cluster.sh "$(DATA)"
+
+build: $(addprefix bin/,$(BINARIES)) ## bin/sluice, bin/sluice-edge, bin/firmware-sim, bin/loadtest
+
+bin/%: go.mod go.sum $(GO_FILES)
+	@mkdir -p bin
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+cross: ## builds for every platform that is promised, into bin/<os>-<arch>
+	@set -e; for p in linux/amd64/ linux/arm64/ linux/arm/7; do IFS=/ read -r os arch arm <<<"$$p"; \
+	  for b in $(BINARIES); do echo "$$os-$$arch$$arm $$b"; GOOS=$$os GOARCH=$$arch GOARM=$$arm go build -trimpath -ldflags '$(LDFLAGS)' -o "bin/$$os-$$arch$$arm/$$b" "./cmd/$$b"; done; done
+
+test: ## the tests beside the code
+	go test ./...
+
+race: ## the same under the race detector (needs a C compiler)
+	CGO_ENABLED=1 go test -race ./...
+
+fuzz: ## every fuzz target for FUZZTIME (default 10s)
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r f; do \
+	  sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$f" | while read -r t; do \
+	    echo "$$t in $$(dirname "$$f")"; go test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$f")" </dev/null; done; done
+
+e2e: build ## real processes, killed and restarted, and the page in a real browser
+	go test -tags e2e -count=1 -timeout 20m ./cmd/internal/e2e/
+
+check: ## format, vet, import rules
+	@out=$$(gofmt -l bridge cmd core edge firmware-sim loadtest); [ -z "$$out" ] || { echo "not formatted:"; echo "$$out"; exit 1; }
+	go vet ./...
+	go vet -tags e2e ./cmd/internal/e2e/
+	go test -count=1 ./cmd/internal/archtest/
+
+conformance: build ## starts the cluster and runs groups of the kit of real clients (GROUP="kcat seeds", KIT=../shared/kit)
+	@exec deploy/conformance.sh "$(KIT)" $(GROUP)
+
+clean: ## removes what was built and every local data directory
+	rm -rf bin .data
