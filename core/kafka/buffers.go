@@ -1,0 +1,157 @@
+package kafka
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"net"
+	"sync"
+	"time"
+)
+
+// errNoMemory is returned when a frame got no memory for too long.
+var errNoMemory = errors.New("no memory for the frame: other connections' frames hold it")
+
+// Frames of Produce requests come from pools by size, as they are large, frequent and free again as soon as they are proposed.
+const (
+	pooledFrameBitsMin = 12 // 4 KiB
+	pooledFrameBitsMax = 23 // 8 MiB; larger ones are rare
+)
+
+var framePools [pooledFrameBitsMax + 1]sync.Pool // of *[]byte with capacity 1 << index
+
+// takeFrame takes memory for a frame of that many bytes after its fixed header, waiting for other frames when they hold too much.
+func (s *Server) takeFrame(ctx context.Context, f *frame, size int) error {
+	weight := int64(size)
+	if f.key != keyProduce {
+		weight *= controlWeight
+	}
+	if size > unmeteredFrameBytes {
+		ctx, cancel := context.WithTimeout(ctx, memoryWaitMax)
+		defer cancel()
+		if err := s.memory.Acquire(ctx, weight); err != nil {
+			return fmt.Errorf("%w (%d bytes)", errNoMemory, size)
+		}
+		f.memory = weight
+	}
+	f.rest, f.pooled = frameBuffer(f.key, size)
+	return nil
+}
+
+// frameBuffer returns a buffer of that size, and its pooled form when it has to be given back.
+func frameBuffer(key int16, size int) ([]byte, *[]byte) {
+	class := max(bits.Len(uint(max(size, 1)-1)), pooledFrameBitsMin)
+	if key != keyProduce || class > pooledFrameBitsMax {
+		return make([]byte, size), nil
+	}
+	p, _ := framePools[class].Get().(*[]byte)
+	if p == nil {
+		b := make([]byte, 1<<class)
+		p = &b
+	}
+	return (*p)[:size], p
+}
+
+// releaseFrame gives a frame's memory back. Nothing of it may be used afterwards.
+func (s *Server) releaseFrame(f frame) {
+	if f.memory > 0 {
+		s.memory.Release(f.memory)
+	}
+	if f.pooled != nil {
+		framePools[bits.Len(uint(cap(*f.pooled)-1))].Put(f.pooled)
+	}
+}
+
+// decode decodes a frame; large requests without records one at a time.
+func (s *Server) decode(f frame) (*Request, error) {
+	if f.key != keyProduce && len(f.rest) > controlExclusiveBytes {
+		s.control.Lock()
+		defer s.control.Unlock()
+	}
+	return decode(f.fixedHeader, f.rest)
+}
+
+const (
+	// writeBufferBytes joins the head of a response with small payloads into one write.
+	writeBufferBytes = 16 << 10
+	// copiedPayloadBytes is the size up to which a payload goes through that buffer; larger ones are written to the socket by themselves (sendfile).
+	copiedPayloadBytes = 8 << 10
+	// keptEncodeBytes is the largest buffer for encoded responses that goes back to the pool.
+	keptEncodeBytes = 1 << 20
+	// writeStallTimeout and frameBytesPerSecondMin bound how long a slow reader may take for what it asked.
+	writeStallTimeout = 60 * time.Second
+)
+
+var (
+	encodePool = sync.Pool{New: func() any { return new([]byte) }}
+	writerPool = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, writeBufferBytes) }}
+)
+
+// frameWriter writes frames to a connection: small pieces through a buffer that is held only while a frame is written, large payloads directly.
+type frameWriter struct {
+	nc net.Conn
+	bw *bufio.Writer
+}
+
+func newFrameWriter(nc net.Conn) *frameWriter { return &frameWriter{nc: nc} }
+
+func (w *frameWriter) free() {
+	if w.bw != nil {
+		w.bw.Reset(nil)
+		writerPool.Put(w.bw)
+		w.bw = nil
+	}
+}
+
+// response encodes and writes one response and returns the bytes sent.
+func (w *frameWriter) response(correlationID int32, resp Response) (int64, error) {
+	buf := encodePool.Get().(*[]byte)
+	defer func() {
+		if cap(*buf) <= keptEncodeBytes {
+			encodePool.Put(buf)
+		}
+	}()
+	frame, cuts, err := appendResponse((*buf)[:0], correlationID, resp)
+	if err != nil {
+		return 0, err
+	}
+	*buf = frame
+	w.deadline(int64(len(frame)))
+	if len(cuts) == 0 {
+		n, err := w.nc.Write(frame)
+		return int64(n), err
+	}
+	w.bw = writerPool.Get().(*bufio.Writer)
+	w.bw.Reset(w.nc)
+	defer w.free()
+	n, err := writeFrame(w, frame, cuts)
+	if err != nil {
+		return n, err
+	}
+	return n, w.bw.Flush()
+}
+
+// Write writes to the buffer.
+func (w *frameWriter) Write(b []byte) (int, error) { return w.bw.Write(b) }
+
+// payload writes one payload: a small one into the buffer, a large one to the connection itself, which takes it from the file.
+func (w *frameWriter) payload(p Payload) (int64, error) {
+	w.deadline(p.Len())
+	if p.Len() <= copiedPayloadBytes {
+		return p.WriteTo(onlyWriter{w.bw})
+	}
+	if err := w.bw.Flush(); err != nil {
+		return 0, err
+	}
+	return p.WriteTo(w.nc)
+}
+
+// onlyWriter hides that a bufio.Writer can read from a file: it would go round the buffer.
+type onlyWriter struct{ io.Writer }
+
+func (w *frameWriter) deadline(bytes int64) {
+	w.nc.SetWriteDeadline(time.Now().Add(writeStallTimeout + time.Duration(bytes)*time.Second/frameBytesPerSecondMin))
+}
