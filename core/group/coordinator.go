@@ -1,0 +1,109 @@
+package group
+
+import (
+	"time"
+)
+
+// Config is what a coordinator may decide by. The zero value of a field that has a default is replaced by it.
+type Config struct {
+	MinSession      time.Duration // group.min.session.timeout.ms, default 6 s
+	MaxSession      time.Duration // group.max.session.timeout.ms, default 30 min
+	InitialDelay    time.Duration // group.initial.rebalance.delay.ms, default none
+	MaxSize         int           // group.max.size, default unbounded
+	MetadataBytes   int           // offset.metadata.max.bytes, default 4096
+	OffsetRetention time.Duration // offsets.retention.minutes, default 7 days
+	NewID           func() string // unique part of a new member's id; must be set
+}
+
+// The defaults of Kafka 4.2.
+const (
+	DefaultMinSession      = 6 * time.Second
+	DefaultMaxSession      = 30 * time.Minute
+	DefaultMetadataBytes   = 4096
+	DefaultOffsetRetention = 7 * 24 * time.Hour
+)
+
+// newMemberJoinTimeout bounds how long a new member may wait for its first generation: it has no
+// session yet, and whoever gave up and asked again would otherwise stay for ever. As Kafka.
+const newMemberJoinTimeout = 5 * time.Minute
+
+// Coordinator is the state of one partition of __consumer_offsets. It is not safe for concurrent use.
+type Coordinator struct {
+	config Config
+	groups map[string]*group
+	timers timers
+	stats  Stats
+	out    Effects // of the step under way
+}
+
+// Effects is what a step wants done: the records written in this order, then the answers given.
+// An answer may go out only when all records of its group up to and including this step are
+// committed, of all groups when Group is empty.
+type Effects struct {
+	Records []Record
+	Answers []Answer
+}
+
+// Record is one record for __consumer_offsets. A nil Value is a tombstone.
+type Record struct {
+	Group   string
+	Key     []byte
+	Value   []byte
+	Joining bool // the group waits for its leader's assignments; kept beside Kafka's own format, see DESIGN.md
+}
+
+// Answer is the one answer to the event with this ticket. Response is the event's response type.
+type Answer struct {
+	Ticket   Ticket
+	Group    string
+	Response any
+}
+
+// Stats counts since the coordinator was made, except Groups, Members and Offsets, which are what it holds now.
+type Stats struct {
+	Groups     [states]int // by state
+	Members    int
+	Offsets    int
+	Rebalances int64 // generations completed
+	Commits    int64 // offsets committed
+	Expired    int64 // offsets expired
+}
+
+// New returns an empty coordinator. Replay the log into it, then step it with Loaded.
+func New(c Config) *Coordinator {
+	if c.NewID == nil {
+		panic("BUG: coordinator without a source of member ids")
+	}
+	c.MinSession = orDefault(c.MinSession, DefaultMinSession)
+	c.MaxSession = orDefault(c.MaxSession, DefaultMaxSession)
+	c.MetadataBytes = orDefault(c.MetadataBytes, DefaultMetadataBytes)
+	c.OffsetRetention = orDefault(c.OffsetRetention, DefaultOffsetRetention)
+	return &Coordinator{config: c, groups: map[string]*group{}}
+}
+
+func orDefault[T int | time.Duration](v, other T) T {
+	if v == 0 {
+		return other
+	}
+	return v
+}
+
+// Step applies one event at a time that never goes back and returns its effects, which belong to the caller.
+func (c *Coordinator) Step(now time.Time, e Event) Effects {
+	e.apply(c, now)
+	out := c.out
+	c.out = Effects{}
+	return out
+}
+
+// Next returns the earliest deadline, at which a Tick is due.
+func (c *Coordinator) Next() (time.Time, bool) { return c.timers.next() }
+
+// Stats returns the counts.
+func (c *Coordinator) Stats() Stats { return c.stats }
+
+func (c *Coordinator) answer(t Ticket, group string, response any) {
+	if t != 0 {
+		c.out.Answers = append(c.out.Answers, Answer{t, group, response})
+	}
+}
