@@ -1,0 +1,268 @@
+package vfs
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"sync"
+	"sync/atomic"
+)
+
+// Op names a call of FS or File, for the hook of a Fault.
+type Op uint8
+
+// The calls a Fault sees.
+const (
+	OpOpen Op = iota
+	OpCreate
+	OpRemove
+	OpRemoveAll
+	OpRename
+	OpMkdirAll
+	OpList
+	OpStat
+	OpSyncDir
+	OpFree
+	OpLock
+	OpRead
+	OpWrite
+	OpSize
+	OpTruncate
+	OpSync
+	OpClose
+	opCount
+)
+
+var opNames = [opCount]string{
+	"open", "create", "remove", "removeall", "rename", "mkdirall", "list", "stat", "syncdir",
+	"free", "lock", "read", "write", "size", "truncate", "sync", "close",
+}
+
+func (o Op) String() string { return opNames[o] }
+
+// Changes says whether the call may change what is on the disk.
+func (o Op) Changes() bool {
+	switch o {
+	case OpCreate, OpRemove, OpRemoveAll, OpRename, OpMkdirAll, OpSyncDir, OpWrite, OpTruncate, OpSync:
+		return true
+	}
+	return false
+}
+
+// TornError, returned by a hook for OpWrite, makes the write fail after its
+// first N bytes have been written, as a full disk does.
+type TornError struct {
+	N   int
+	Err error
+}
+
+func (e *TornError) Error() string { return e.Err.Error() }
+func (e *TornError) Unwrap() error { return e.Err }
+
+// Hook is asked before each call. A non-nil error is returned to the caller
+// and the call is not made (but see TornError). A Rename is reported with the
+// new name. The hook may be called by several goroutines and may block.
+type Hook func(op Op, path string) error
+
+// Fault is an FS whose calls can be watched and made to fail.
+type Fault struct {
+	inner FS
+	mu    struct {
+		sync.Mutex
+		hook Hook
+	}
+	calls [opCount]atomic.Int64
+	bytes [opCount]atomic.Int64
+	free  atomic.Int64 // -1: ask inner
+}
+
+// NewFault wraps inner; without a hook it only counts.
+func NewFault(inner FS) *Fault {
+	f := &Fault{inner: inner}
+	f.free.Store(-1)
+	return f
+}
+
+// SetHook replaces the hook; nil removes it.
+func (f *Fault) SetHook(h Hook) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.hook = h
+}
+
+// SetFree makes Free answer n; a negative n asks the file system beneath.
+func (f *Fault) SetFree(n int64) { f.free.Store(n) }
+
+// Calls returns how often op has been called, refused calls included.
+func (f *Fault) Calls(op Op) int64 { return f.calls[op].Load() }
+
+// Bytes returns how many bytes OpRead or OpWrite have moved.
+func (f *Fault) Bytes(op Op) int64 { return f.bytes[op].Load() }
+
+// ResetCounts sets all counts to zero.
+func (f *Fault) ResetCounts() {
+	for i := range f.calls {
+		f.calls[i].Store(0)
+		f.bytes[i].Store(0)
+	}
+}
+
+func (f *Fault) before(op Op, path string) error {
+	f.calls[op].Add(1)
+	f.mu.Lock()
+	hook := f.mu.hook
+	f.mu.Unlock()
+	if hook == nil {
+		return nil
+	}
+	return hook(op, path)
+}
+
+func (f *Fault) file(op Op, name string, open func(string) (File, error)) (File, error) {
+	if err := f.before(op, name); err != nil {
+		return nil, err
+	}
+	inner, err := open(name)
+	if err != nil {
+		return nil, err
+	}
+	return &faultFile{File: inner, fault: f}, nil
+}
+
+// Open implements FS.
+func (f *Fault) Open(name string) (File, error) { return f.file(OpOpen, name, f.inner.Open) }
+
+// Create implements FS.
+func (f *Fault) Create(name string) (File, error) { return f.file(OpCreate, name, f.inner.Create) }
+
+// Remove implements FS.
+func (f *Fault) Remove(name string) error {
+	if err := f.before(OpRemove, name); err != nil {
+		return err
+	}
+	return f.inner.Remove(name)
+}
+
+// RemoveAll implements FS.
+func (f *Fault) RemoveAll(path string) error {
+	if err := f.before(OpRemoveAll, path); err != nil {
+		return err
+	}
+	return f.inner.RemoveAll(path)
+}
+
+// Rename implements FS.
+func (f *Fault) Rename(oldName, newName string) error {
+	if err := f.before(OpRename, newName); err != nil {
+		return err
+	}
+	return f.inner.Rename(oldName, newName)
+}
+
+// MkdirAll implements FS.
+func (f *Fault) MkdirAll(dir string) error {
+	if err := f.before(OpMkdirAll, dir); err != nil {
+		return err
+	}
+	return f.inner.MkdirAll(dir)
+}
+
+// List implements FS.
+func (f *Fault) List(dir string) ([]string, error) {
+	if err := f.before(OpList, dir); err != nil {
+		return nil, err
+	}
+	return f.inner.List(dir)
+}
+
+// Stat implements FS.
+func (f *Fault) Stat(name string) (fs.FileInfo, error) {
+	if err := f.before(OpStat, name); err != nil {
+		return nil, err
+	}
+	return f.inner.Stat(name)
+}
+
+// SyncDir implements FS.
+func (f *Fault) SyncDir(dir string) error {
+	if err := f.before(OpSyncDir, dir); err != nil {
+		return err
+	}
+	return f.inner.SyncDir(dir)
+}
+
+// Free implements FS.
+func (f *Fault) Free(dir string) (uint64, error) {
+	if err := f.before(OpFree, dir); err != nil {
+		return 0, err
+	}
+	if n := f.free.Load(); n >= 0 {
+		return uint64(n), nil
+	}
+	return f.inner.Free(dir)
+}
+
+// Lock implements FS.
+func (f *Fault) Lock(name string) (io.Closer, error) {
+	if err := f.before(OpLock, name); err != nil {
+		return nil, err
+	}
+	return f.inner.Lock(name)
+}
+
+type faultFile struct {
+	File
+	fault *Fault
+}
+
+func (f *faultFile) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.fault.before(OpRead, f.Name()); err != nil {
+		return 0, err
+	}
+	n, err := f.File.ReadAt(p, off)
+	f.fault.bytes[OpRead].Add(int64(n))
+	return n, err
+}
+
+func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
+	err := f.fault.before(OpWrite, f.Name())
+	var torn *TornError
+	if errors.As(err, &torn) {
+		n, _ := f.File.WriteAt(p[:min(torn.N, len(p))], off)
+		return n, err
+	}
+	if err != nil {
+		return 0, err
+	}
+	n, err := f.File.WriteAt(p, off)
+	f.fault.bytes[OpWrite].Add(int64(n))
+	return n, err
+}
+
+func (f *faultFile) Size() (int64, error) {
+	if err := f.fault.before(OpSize, f.Name()); err != nil {
+		return 0, err
+	}
+	return f.File.Size()
+}
+
+func (f *faultFile) Truncate(size int64) error {
+	if err := f.fault.before(OpTruncate, f.Name()); err != nil {
+		return err
+	}
+	return f.File.Truncate(size)
+}
+
+func (f *faultFile) Sync() error {
+	if err := f.fault.before(OpSync, f.Name()); err != nil {
+		return err
+	}
+	return f.File.Sync()
+}
+
+// Close closes the file beneath in any case: a failed close frees its
+// descriptor on every system we run on.
+func (f *faultFile) Close() error {
+	err := f.fault.before(OpClose, f.Name())
+	return errors.Join(err, f.File.Close())
+}
