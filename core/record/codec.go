@@ -51,13 +51,3 @@ func (p *bufferPool) put(buf *[]byte) {
 		p.pool.Put(buf)
 	}
 }
-
-func decompress(dst []byte, c Codec, src []byte) ([]byte, error) { panic("BUG: not yet") }
-func compress(dst []byte, c Codec, level int, src []byte) ([]byte, error) {
-	panic("BUG: not yet")
-}
-
-const messageBytesMin = 26
-
-func FromMessageSet(set []byte) (Batch, error)              { panic("BUG: not yet") }
-func Recompress(b Batch, c Codec, level int) (Batch, error) { panic("BUG: not yet") }

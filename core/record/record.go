@@ -100,7 +100,7 @@ func (b Batch) Each(fn func(Record) error) error {
 
 // records returns the batch's records uncompressed, valid until release.
 func (b Batch) records() (records []byte, release func(), err error) {
-	if b.Codec() == None {
+	if b.Codec() == None || len(b) == HeaderBytes { // compaction may leave a batch without records
 		return b[HeaderBytes:], func() {}, nil
 	}
 	buf := buffers.get()
