@@ -1,0 +1,5 @@
+package firmwaresim
+
+import "github.com/VictoriaMetrics/metrics"
+
+func newTestCounters() *counters { return newCounters(metrics.NewSet()) }
