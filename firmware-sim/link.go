@@ -45,7 +45,8 @@ func (l *link) cut(d time.Duration) {
 	defer l.mu.Unlock()
 	l.mu.down = time.Now().Add(d)
 	if l.mu.conn != nil {
-		l.mu.conn.Close()
+		// Not Close: paho takes a connection closed on this side for its own doing and does not notice the loss.
+		l.mu.conn.SetDeadline(time.Unix(1, 0))
 	}
 }
 
