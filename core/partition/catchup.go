@@ -1,0 +1,133 @@
+package partition
+
+import (
+	"slices"
+	"sync"
+
+	"sluice/core/commitlog"
+)
+
+// incomplete is what a partition lacks since a checkpoint was restored.
+type incomplete struct {
+	p          *Partition
+	missing    []commitlog.SegmentInfo // to be fetched
+	unverified []commitlog.SegmentInfo // here, but perhaps not whole: to be compared with their checksum
+	unsynced   bool                    // here, but perhaps not on disk
+}
+
+func (w *incomplete) done() bool {
+	return len(w.missing) == 0 && len(w.unverified) == 0 && !w.unsynced
+}
+
+// catchUp is the work between adopting a manifest and having all that it names.
+// Restore and apply add and take away, Run works it off.
+type catchUp struct {
+	mu struct {
+		sync.Mutex
+		work map[Key]*incomplete
+	}
+	wake  chan struct{} // buffered: there may be work
+	fetch pacer
+	serve pacer
+	slots chan struct{} // connections being served
+}
+
+func (c *catchUp) init(fetchRate, serveRate int64) {
+	c.mu.work = make(map[Key]*incomplete)
+	c.wake = make(chan struct{}, 1)
+	c.fetch.init(fetchRate)
+	c.serve.init(serveRate)
+	c.slots = make(chan struct{}, maxServed)
+}
+
+// add replaces what is known of a partition.
+func (c *catchUp) add(w incomplete) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w.done() {
+		delete(c.mu.work, w.p.key)
+		return
+	}
+	c.mu.work[w.p.key] = &w
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// forget drops the work for a deleted partition.
+func (c *catchUp) forget(p *Partition) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.mu.work, p.key)
+}
+
+// trim drops the work for segments below a new start.
+func (c *catchUp) trim(p *Partition, start int64) {
+	below := func(seg commitlog.SegmentInfo) bool { return seg.Next <= start }
+	c.update(p, func(w *incomplete) {
+		w.missing = slices.DeleteFunc(w.missing, below)
+		w.unverified = slices.DeleteFunc(w.unverified, below)
+	})
+}
+
+// update changes what is known of p, if anything.
+func (c *catchUp) update(p *Partition, change func(*incomplete)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.mu.work[p.key]
+	if w == nil || w.p != p {
+		return
+	}
+	change(w)
+	if w.done() {
+		delete(c.mu.work, p.key)
+	}
+}
+
+// list copies the work, in the order of the keys.
+func (c *catchUp) list() []incomplete {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make([]incomplete, 0, len(c.mu.work))
+	for _, w := range c.mu.work {
+		list = append(list, incomplete{
+			p: w.p, unsynced: w.unsynced,
+			missing: slices.Clone(w.missing), unverified: slices.Clone(w.unverified),
+		})
+	}
+	slices.SortFunc(list, func(a, b incomplete) int { return compareKeys(a.p.key, b.p.key) })
+	return list
+}
+
+func (c *catchUp) complete() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.mu.work) == 0
+}
+
+func (c *catchUp) segments() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, w := range c.mu.work {
+		n += len(w.missing)
+	}
+	return n
+}
+
+func (c *catchUp) bytes() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var n int64
+	for _, w := range c.mu.work {
+		for _, seg := range w.missing {
+			n += seg.Bytes
+		}
+	}
+	return n
+}
+
+// Complete tells whether all data named by the restored checkpoint is here and
+// synced. Until then reads of what is missing fail with ErrMissing.
+func (s *Set) Complete() bool { return s.catchUp.complete() }

@@ -1,0 +1,360 @@
+package partition
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"sluice/core/meta"
+	"sluice/core/vfs"
+)
+
+const (
+	metadataFile = "partition.metadata"
+	originFile   = "origin.id"
+	originBytes  = 16
+
+	straySuffix   = "-stray"
+	deletedSuffix = "-deleted"
+
+	// nameBytesMax is how much of a topic's name goes into a directory's name
+	// beside an index, an id and a suffix, so that it stays below the 255 bytes
+	// that file systems take. The id keeps it unique.
+	nameBytesMax = 190
+)
+
+// Dirs knows where the directories of a node's partitions are. There is one per
+// data directory, shared by all sets.
+//
+// A partition lives in `<name>-<index>`, where Kafka's tools look for it, and
+// its file partition.metadata says whose it is. Where another live partition
+// still holds that name (a topic was deleted and created again, and the other
+// shard has not come to the delete entry), it lives in `<name>-<index>.<id>`.
+// What nobody claims is set aside as `<name>-<index>.<id>-stray`, never removed;
+// deleted partitions wait as `<name>-<index>.<id>-deleted` for the checkpoint
+// that no longer names them. All of these names follow from the key, so that a
+// partition is found again under any of them.
+//
+// Dirs syncs nothing by itself: Sync does, before a checkpoint counts.
+type Dirs struct {
+	fs     vfs.FS
+	root   string
+	origin []byte
+
+	mu struct {
+		sync.Mutex
+		claimed map[string]claim // by directory name
+		changed bool             // names changed since the last Sync
+	}
+}
+
+type claim struct {
+	key   Key
+	shard meta.ShardID
+}
+
+// NewDirs opens or makes the data directory.
+func NewDirs(fsys vfs.FS, dataDir string) (*Dirs, error) {
+	if err := fsys.MkdirAll(dataDir); err != nil {
+		return nil, fmt.Errorf("make data directory: %w", err)
+	}
+	d := &Dirs{fs: fsys, root: dataDir}
+	d.mu.claimed = make(map[string]claim)
+	if err := d.readOrigin(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Origin identifies the data directory among all others. It lies in every
+// manifest taken here, so that Restore knows whose disk has synced its data.
+func (d *Dirs) Origin() []byte { return d.origin }
+
+func (d *Dirs) readOrigin() error {
+	name := filepath.Join(d.root, originFile)
+	data, err := vfs.ReadFile(d.fs, name)
+	if err == nil && len(data) == originBytes {
+		d.origin = data
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read origin: %w", err)
+	}
+	d.origin = make([]byte, originBytes)
+	_, _ = rand.Read(d.origin) // never fails
+	if err := vfs.WriteFile(d.fs, name, d.origin); err != nil {
+		return fmt.Errorf("write origin: %w", err)
+	}
+	return nil
+}
+
+// Root returns the data directory.
+func (d *Dirs) Root() string { return d.root }
+
+// ValidName tells whether a topic's name can be a directory's name.
+func ValidName(name string) bool {
+	return name != "" && len(name) <= 249 && name != "." && name != ".." && !strings.ContainsAny(name, "/\\\x00")
+}
+
+func preferredDir(k Key, name string) string { return name + "-" + strconv.Itoa(int(k.Index)) }
+
+func ownDir(k Key, name string) string {
+	if len(name) > nameBytesMax {
+		name = name[:nameBytesMax]
+	}
+	return preferredDir(k, name) + "." + hex.EncodeToString(k.Topic[:])
+}
+
+// claim finds or makes the directory of a partition and returns its path.
+// fresh means that nothing that lies there counts: the partition is being
+// created; otherwise a checkpoint names it.
+func (d *Dirs) claim(k Key, name string, shard meta.ShardID, fresh bool) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	dir, err := d.findLocked(k, name, fresh)
+	if err != nil {
+		return "", err
+	}
+	d.mu.claimed[dir] = claim{key: k, shard: shard}
+	path := filepath.Join(d.root, dir)
+	if err := d.fs.MkdirAll(path); err != nil {
+		return "", fmt.Errorf("make partition directory: %w", err)
+	}
+	return path, d.writeMetadata(path, claim{key: k, shard: shard})
+}
+
+// findLocked returns the name under which the partition is to live, free of
+// anything that belongs to somebody else.
+func (d *Dirs) findLocked(k Key, name string, fresh bool) (string, error) {
+	preferred, own := preferredDir(k, name), ownDir(k, name)
+	target := preferred
+	if c, held := d.mu.claimed[preferred]; held && c.key != k {
+		target = own
+	} else if err := d.clearLocked(k, preferred, fresh); err != nil {
+		return "", err
+	}
+	for _, old := range []string{own, own + straySuffix, own + deletedSuffix} {
+		if err := d.adoptLocked(k, old, target); err != nil {
+			return "", err
+		}
+	}
+	return target, nil
+}
+
+// clearLocked sets aside a directory that stands where k is to live and belongs
+// to another partition. One without a readable owner is k's by its name when a
+// checkpoint names k, since metadata is synced before a checkpoint counts.
+func (d *Dirs) clearLocked(k Key, preferred string, fresh bool) error {
+	if !d.exists(preferred) {
+		return nil
+	}
+	c, err := d.readMetadata(filepath.Join(d.root, preferred))
+	switch {
+	case err == nil && c.key.Topic == k.Topic:
+		return nil
+	case err == nil:
+		return d.renameLocked(preferred, ownDir(c.key, strings.TrimSuffix(preferred, "-"+strconv.Itoa(int(k.Index))))+straySuffix)
+	case !errors.Is(err, errNoMetadata):
+		return err
+	case fresh:
+		return d.renameLocked(preferred, preferred+".unknown"+straySuffix)
+	}
+	return nil
+}
+
+// adoptLocked moves a directory of k from an earlier name to target, unless k
+// lives there already.
+func (d *Dirs) adoptLocked(k Key, old, target string) error {
+	if old == target || !d.exists(old) || d.exists(target) {
+		return nil
+	}
+	if _, held := d.mu.claimed[old]; held {
+		return nil
+	}
+	c, err := d.readMetadata(filepath.Join(d.root, old))
+	if errors.Is(err, errNoMetadata) || (err == nil && c.key.Topic != k.Topic) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return d.renameLocked(old, target)
+}
+
+// setAside renames a deleted partition's directory out of the way and gives its
+// name free. It returns the new path.
+func (d *Dirs) setAside(k Key, name, path string) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	aside := ownDir(k, name) + deletedSuffix
+	delete(d.mu.claimed, filepath.Base(path))
+	if !d.exists(filepath.Base(path)) {
+		return filepath.Join(d.root, aside), nil
+	}
+	if err := d.renameLocked(filepath.Base(path), aside); err != nil {
+		return "", err
+	}
+	return filepath.Join(d.root, aside), nil
+}
+
+// release gives a directory up without touching it.
+func (d *Dirs) release(path string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.mu.claimed, filepath.Base(path))
+}
+
+// renameLocked moves a directory; what stands at the new name from an earlier
+// life of the same partition goes.
+func (d *Dirs) renameLocked(from, to string) error {
+	if d.exists(to) {
+		if err := d.fs.RemoveAll(filepath.Join(d.root, to)); err != nil {
+			return fmt.Errorf("remove old %s: %w", to, err)
+		}
+	}
+	d.mu.changed = true
+	if err := d.fs.Rename(filepath.Join(d.root, from), filepath.Join(d.root, to)); err != nil {
+		return fmt.Errorf("set partition directory aside: %w", err)
+	}
+	return nil
+}
+
+// deletedOf lists the paths of deleted partitions' directories of one shard.
+func (d *Dirs) deletedOf(shard meta.ShardID) ([]string, error) {
+	names, err := d.fs.List(d.root)
+	if err != nil {
+		return nil, fmt.Errorf("list data directory: %w", err)
+	}
+	var paths []string
+	for _, name := range names {
+		if !strings.HasSuffix(name, deletedSuffix) {
+			continue
+		}
+		path := filepath.Join(d.root, name)
+		c, err := d.readMetadata(path)
+		if err == nil && c.shard == shard {
+			paths = append(paths, path)
+		}
+	}
+	return paths, nil
+}
+
+func (d *Dirs) remove(path string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, held := d.mu.claimed[filepath.Base(path)]; held {
+		return nil
+	}
+	d.mu.changed = true
+	if err := d.fs.RemoveAll(path); err != nil {
+		return fmt.Errorf("remove deleted partition: %w", err)
+	}
+	return nil
+}
+
+// Sync makes the names of all partitions' directories durable.
+func (d *Dirs) Sync() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.mu.changed {
+		return nil
+	}
+	if err := d.fs.SyncDir(d.root); err != nil {
+		return fmt.Errorf("sync data directory: %w", err)
+	}
+	d.mu.changed = false
+	return nil
+}
+
+func (d *Dirs) exists(name string) bool {
+	_, err := d.fs.Stat(filepath.Join(d.root, name))
+	return err == nil
+}
+
+// errNoMetadata is returned when a directory has no readable partition.metadata:
+// it was made by others, or its power went before the first checkpoint.
+var errNoMetadata = errors.New("no readable " + metadataFile)
+
+// writeMetadata writes the file unless it is right already. Its first lines are
+// Kafka's own (KIP-516); shard is ours.
+func (d *Dirs) writeMetadata(path string, c claim) error {
+	if have, err := d.readMetadata(path); err == nil && have == c {
+		return nil
+	}
+	d.mu.changed = true
+	f, err := d.fs.Create(filepath.Join(path, metadataFile))
+	if err != nil {
+		return fmt.Errorf("create %s: %w", metadataFile, err)
+	}
+	text := fmt.Sprintf("version: 0\ntopic_id: %s\nindex: %d\nshard: %d\n", c.key.Topic, c.key.Index, c.shard)
+	if _, err := f.WriteAt([]byte(text), 0); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", metadataFile, err), f.Close())
+	}
+	return f.Close()
+}
+
+func (d *Dirs) readMetadata(path string) (claim, error) {
+	data, err := vfs.ReadFile(d.fs, filepath.Join(path, metadataFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return claim{}, errNoMetadata
+	}
+	if err != nil {
+		return claim{}, fmt.Errorf("read %s: %w", metadataFile, err)
+	}
+	return parseMetadata(string(data))
+}
+
+func parseMetadata(text string) (c claim, err error) {
+	seen := 0
+	for line := range strings.Lines(text) {
+		key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
+		if !ok || !strings.HasSuffix(line, "\n") {
+			return claim{}, errNoMetadata
+		}
+		var n uint64
+		switch key {
+		case "version":
+			continue
+		case "topic_id":
+			c.key.Topic, err = meta.ParseTopicID(value)
+		case "index":
+			n, err = strconv.ParseUint(value, 10, 31)
+			c.key.Index = int32(n)
+		case "shard":
+			n, err = strconv.ParseUint(value, 10, 32)
+			c.shard = meta.ShardID(n)
+		}
+		if err != nil {
+			return claim{}, errNoMetadata
+		}
+		seen++
+	}
+	if seen != 3 {
+		return claim{}, errNoMetadata
+	}
+	return c, nil
+}
+
+// syncMetadata makes a partition's metadata file and its name durable.
+func (d *Dirs) syncMetadata(path string) error {
+	f, err := d.fs.Open(filepath.Join(path, metadataFile))
+	if err != nil {
+		return fmt.Errorf("open %s: %w", metadataFile, err)
+	}
+	if err := f.Sync(); err != nil {
+		return errors.Join(fmt.Errorf("sync %s: %w", metadataFile, err), f.Close())
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("close %s: %w", metadataFile, err)
+	}
+	if err := d.fs.SyncDir(path); err != nil {
+		return fmt.Errorf("sync partition directory: %w", err)
+	}
+	return nil
+}
