@@ -86,6 +86,12 @@ func (c *Conn) SetValue(key, value any) { c.values.Store(key, value) }
 // Stopping is closed when the server stops: replies that wait for something that may take long answer early then.
 func (c *Conn) Stopping() <-chan struct{} { return c.stopped }
 
+// Close ends the connection without an answer, for a reason that is logged. What is answered already is not taken back.
+func (c *Conn) Close(reason string) {
+	c.server.log.warn("connection closed", "remote", c.RemoteAddr, "listener", c.ListenerName, "reason", reason)
+	c.nc.Close()
+}
+
 // Host returns the client's address without port.
 func (c *Conn) Host() string {
 	host, _, err := net.SplitHostPort(c.RemoteAddr.String())
