@@ -95,9 +95,11 @@ type CreatePartitions struct {
 	New    []ShardSpec `cbor:"4,keyasint,omitempty"`
 }
 
-// AlterConfigs changes dynamic settings, each change for itself.
+// AlterConfigs changes dynamic settings, each change for itself. Refused holds, for each change,
+// why the leader did not let it pass; nil or a missing one means that it is made.
 type AlterConfigs struct {
 	Changes []ConfigChange `cbor:"1,keyasint"`
+	Refused []*Error       `cbor:"2,keyasint,omitempty"`
 }
 
 // AllocateProducerIDs gives out a block of producer ids that was never given out before.

@@ -272,6 +272,9 @@ func (t *transition) deleteTopic(topic *Topic) {
 	t.normalized = t.normalized.drop(NormalizedName(topic.Name))
 	t.setConfig(ResourceTopic, topic.Name, nil)
 	for _, p := range topic.Partitions {
+		if t.Shard(p.Shard).Lost {
+			continue // nobody is left to be told
+		}
 		r := Removal{Shard: p.Shard, Topic: topic.ID, Index: p.Index}
 		t.removals = t.removals.put(r.key(), r)
 	}
@@ -303,6 +306,10 @@ func (c *CreatePartitions) apply(t *transition) Result {
 func (c *AlterConfigs) apply(t *transition) Result {
 	r := Result{Errors: make([]*Error, len(c.Changes))}
 	for i := range c.Changes {
+		if i < len(c.Refused) && c.Refused[i] != nil {
+			r.Errors[i] = c.Refused[i]
+			continue
+		}
 		r.Errors[i] = t.alterConfig(&c.Changes[i])
 	}
 	return r

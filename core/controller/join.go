@@ -1,0 +1,234 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"sluice/core/meta"
+)
+
+const (
+	// joinWait and joinWaitMax separate the tries to join a cluster that does not answer.
+	joinWait    = 100 * time.Millisecond
+	joinWaitMax = 2 * time.Second
+	// joinTimeout bounds one try; it contains takeOverWait.
+	joinTimeout = 15 * time.Second
+	// takeOverWait is how long the directory that has a node id now may take to be found dead,
+	// when another one asks for the id. It is above fenceAfter.
+	takeOverWait = fenceAfter + 2*time.Second
+)
+
+// ErrRefused is returned when the cluster does not want this node: its id is in use.
+var ErrRefused = errors.New("cluster refused this node")
+
+type joinRequest struct {
+	Node meta.Node `cbor:"1,keyasint"`
+}
+
+type joinAnswer struct {
+	ClusterID string `cbor:"1,keyasint"`
+	Peers     []peer `cbor:"2,keyasint"`
+	Refused   string `cbor:"3,keyasint,omitempty"`
+}
+
+// enterCluster makes sure that the data directory belongs to a cluster.
+func (c *Controller) enterCluster(ctx context.Context) error {
+	switch {
+	case c.id.clusterID() != "":
+		return nil
+	case len(c.o.Join) > 0:
+		return c.join(ctx)
+	}
+	return c.found()
+}
+
+// found makes this node the first and only voter of a new cluster's metadata. The cluster id is
+// written last: cut short before that, it all happens again, and nobody has heard of the first try.
+func (c *Controller) found() error {
+	if err := c.node.Bootstrap(meta.MetadataShard, []meta.Server{c.id.server()}); err != nil {
+		return fmt.Errorf("bootstrap the metadata group: %w", err)
+	}
+	id := newUUID()
+	if err := c.id.change(func(f *identityJSON) { f.ClusterID = id }); err != nil {
+		return fmt.Errorf("found a cluster: %w", err)
+	}
+	c.log.Info("founded a cluster", "cluster", id, "node", c.Self())
+	return nil
+}
+
+func (c *Controller) join(ctx context.Context) error {
+	if c.hasReplica(meta.MetadataShard) { // of a cluster that was never founded: see found
+		if err := c.node.Remove(meta.MetadataShard); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+	}
+	wait := joinWait
+	for try := 0; ; try++ {
+		addr := c.o.Join[try%len(c.o.Join)]
+		err := c.tryJoin(ctx, addr)
+		if err == nil || errors.Is(err, ErrRefused) {
+			return err
+		}
+		c.log.Info("could not join yet", "via", addr, "err", err)
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("join via %s: %w", addr, ctx.Err())
+		}
+		wait = min(2*wait, joinWaitMax)
+	}
+}
+
+func (c *Controller) tryJoin(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	raw, err := c.node.DialAddr(ctx, addr, kindJoin)
+	if err != nil {
+		return fmt.Errorf("join via %s: %w", addr, err)
+	}
+	defer raw.Close()
+	var answer joinAnswer
+	if _, err := callConn(ctx, newControlConn(raw), opJoin, &joinRequest{Node: c.o.Self}, &answer); err != nil {
+		return fmt.Errorf("join via %s: %w", addr, err)
+	}
+	if answer.Refused != "" {
+		return fmt.Errorf("join via %s: %w: %s", addr, ErrRefused, answer.Refused)
+	}
+	c.log.Info("joined a cluster", "cluster", answer.ClusterID, "node", c.Self(), "via", addr)
+	return c.id.change(func(f *identityJSON) { f.ClusterID, f.Peers = answer.ClusterID, answer.Peers })
+}
+
+// serveJoin answers a node that wants to join.
+func (c *Controller) serveJoin(ctx context.Context, _ meta.NodeID, conn net.Conn) {
+	serveConn(ctx, conn, func(ctx context.Context, r *controlRequest) (any, error) {
+		var j joinRequest
+		if r.Op != opJoin {
+			return nil, fmt.Errorf("unknown request %d", r.Op)
+		}
+		if err := wireDecoding.Unmarshal(r.Body, &j); err != nil {
+			return nil, fmt.Errorf("decode join request: %w", err)
+		}
+		return c.acceptJoin(ctx, j.Node)
+	})
+}
+
+// acceptJoin registers the node. When its id belongs to another directory, that one gets the time
+// to be found dead.
+func (c *Controller) acceptJoin(ctx context.Context, n meta.Node) (*joinAnswer, error) {
+	if c.group() == nil {
+		return nil, errors.New("this node has not joined a cluster itself yet")
+	}
+	deadline := time.Now().Add(takeOverWait)
+	for {
+		changed := c.Changed()
+		res, err := c.submit(ctx, &commandRequest{Command: cmdRegister, Register: &meta.RegisterNode{Node: n}})
+		switch {
+		case err != nil:
+			return nil, err
+		case res.Err == nil:
+			return &joinAnswer{ClusterID: c.id.clusterID(), Peers: c.peers()}, nil
+		case !c.waitFenced(ctx, n.ID, changed, deadline):
+			return &joinAnswer{Refused: res.Err.Message}, nil
+		}
+	}
+}
+
+// waitFenced waits until the node is fenced and returns false when it is not in time.
+func (c *Controller) waitFenced(ctx context.Context, id meta.NodeID, changed <-chan struct{}, deadline time.Time) bool {
+	t := time.NewTimer(time.Until(deadline))
+	defer t.Stop()
+	for {
+		if n, ok := c.Image().Node(id); ok && n.Fenced {
+			return time.Now().Before(deadline)
+		}
+		select {
+		case <-changed:
+			changed = c.Changed()
+		case <-t.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (c *Controller) hasReplica(id meta.ShardID) bool {
+	_, err := c.o.FS.Stat(filepath.Join(c.o.DataDir, "shards", strconv.FormatUint(uint64(id), 10)))
+	return err == nil
+}
+
+// peers are the other nodes as the identity file keeps them.
+func (c *Controller) peers() []peer {
+	var out []peer
+	for _, n := range c.Image().Nodes() {
+		out = append(out, peer{ID: n.ID, Addr: n.Addr})
+	}
+	return out
+}
+
+// keepPeers writes down where the others are whenever that changes.
+func (c *Controller) keepPeers(ctx context.Context) {
+	for {
+		changed := c.Changed()
+		if now := c.peers(); len(now) > 0 && !slices.Equal(now, c.id.read().Peers) {
+			if err := c.id.change(func(f *identityJSON) { f.Peers = now }); err != nil {
+				c.log.Warn("could not note the addresses of the other nodes", "err", err)
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// register tells the cluster of this node as it is now, then reports readiness.
+func (c *Controller) register(ctx context.Context) error {
+	for {
+		err := c.tryRegister(ctx)
+		switch {
+		case err == nil:
+			close(c.ready)
+			return nil
+		case errors.Is(err, ErrRefused):
+			return err
+		}
+		if c.waitLeader(ctx) != nil {
+			return nil
+		}
+	}
+}
+
+func (c *Controller) tryRegister(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	if err := c.catchUp(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-c.current:
+	default:
+		close(c.current)
+		c.progress.notify()
+	}
+	if n, ok := c.Image().Node(c.Self()); ok && n == c.o.Self {
+		return nil
+	}
+	res, err := c.submit(ctx, &commandRequest{Command: cmdRegister, Register: &meta.RegisterNode{Node: c.o.Self}})
+	if err != nil {
+		return err
+	}
+	if res.Err != nil {
+		return fmt.Errorf("register node %d: %w: %s", c.Self(), ErrRefused, res.Err.Message)
+	}
+	return c.catchUp(ctx)
+}

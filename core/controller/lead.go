@@ -1,0 +1,359 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"sluice/core/meta"
+	"sluice/core/shard"
+)
+
+const (
+	// pingInterval is how often the metadata leader looks after the other nodes.
+	pingInterval = 500 * time.Millisecond
+	// pingTimeout is how long it waits for one: a node that takes longer is not waited for when a
+	// change is answered, until it answers a ping again.
+	pingTimeout = time.Second
+	// fenceAfter without an answer a node counts as gone: clients are no longer told of it, and
+	// another data directory may take its id. Kafka's session timeout is 9 s.
+	fenceAfter = 3 * time.Second
+	// settleTimeout bounds the wait for live nodes after a commit. The change is made in any case.
+	settleTimeout = 10 * time.Second
+	// awaitSlice is how long a node may hold a wait back before it says "not yet".
+	awaitSlice = 300 * time.Millisecond
+)
+
+// lead is what this node does while it leads the metadata group.
+type lead struct {
+	c *Controller
+
+	// plan serialises planning with the commit of what was planned, so that a plan never meets
+	// metadata it did not see.
+	plan sync.Mutex
+
+	mu struct {
+		sync.Mutex
+		term uint64
+		seen map[meta.Server]time.Time // last answer to a ping
+		down map[meta.Server]bool      // does not answer, is not waited for
+	}
+}
+
+func newLead(c *Controller) *lead {
+	l := &lead{c: c}
+	l.mu.seen, l.mu.down = make(map[meta.Server]time.Time), make(map[meta.Server]bool)
+	return l
+}
+
+func (l *lead) serving() error {
+	if g := l.c.group(); g != nil {
+		if _, ok := g.Serving(); ok {
+			return nil
+		}
+	}
+	return errNotLeader
+}
+
+// readIndex returns an index up to which everything is committed and applied here, after a
+// majority has confirmed the leadership.
+func (l *lead) readIndex(ctx context.Context) (uint64, error) {
+	if err := l.serving(); err != nil {
+		return 0, err
+	}
+	index := l.c.Image().Index()
+	if err := l.c.group().Verify(ctx); err != nil {
+		return 0, errNotLeader
+	}
+	return index, nil
+}
+
+// execute plans, commits and settles a command. errNotLeader means: try again with the same id,
+// here or elsewhere.
+func (l *lead) execute(ctx context.Context, r *commandRequest) (meta.Result, error) {
+	res, shards, err := l.commit(ctx, r)
+	if err != nil {
+		return meta.Result{}, err
+	}
+	if shards != nil {
+		l.settle(ctx, l.c.Image().Index(), shards)
+	}
+	return res, nil
+}
+
+// commit returns the answer, and for commands that clients wait for the shards concerned (empty,
+// not nil, when it is none).
+func (l *lead) commit(ctx context.Context, r *commandRequest) (meta.Result, []meta.ShardID, error) {
+	if err := l.serving(); err != nil {
+		return meta.Result{}, nil, err
+	}
+	switch r.Command {
+	case cmdReport:
+		return l.direct(ctx, r.Report != nil, r.Report)
+	case cmdConfirmRemovals:
+		return l.direct(ctx, r.Confirm != nil, r.Confirm)
+	case cmdFence:
+		return l.direct(ctx, r.Fence != nil, r.Fence)
+	case cmdAllocateProducerIDs:
+		return l.direct(ctx, r.Producers != nil, r.Producers)
+	}
+	l.plan.Lock()
+	defer l.plan.Unlock()
+	return l.commitPlanned(ctx, r)
+}
+
+// direct commits a command that needs no plan. Committed twice it does no harm, so its answer is
+// not remembered.
+func (l *lead) direct(ctx context.Context, ok bool, cmd meta.Command) (meta.Result, []meta.ShardID, error) {
+	if !ok {
+		return meta.Result{}, nil, fmt.Errorf("%w: command without a body", errRemote)
+	}
+	res, err := l.propose(ctx, meta.RequestID{}, cmd)
+	return res, nil, err
+}
+
+func (l *lead) commitPlanned(ctx context.Context, r *commandRequest) (meta.Result, []meta.ShardID, error) {
+	image := l.c.Image()
+	if res, ok := image.Answer(r.ID); ok {
+		return res, l.concerned(r, image), nil
+	}
+	p := newPlanner(image, l.live, l.c.o.Defaults)
+	switch {
+	case r.Command == cmdCreateTopics && r.Create != nil:
+		return l.createTopics(ctx, r, p)
+	case r.Command == cmdCreatePartitions && r.Partitions != nil:
+		return l.createPartitions(ctx, r, p)
+	case r.Command == cmdDeleteTopics && r.Delete != nil:
+		shards := l.concerned(r, image)
+		res, err := l.propose(ctx, r.ID, r.Delete)
+		return res, shards, err
+	case r.Command == cmdAlterConfigs:
+		res, err := l.propose(ctx, r.ID, p.alterConfigs(r.Configs))
+		return res, l.concerned(r, l.c.Image()), err
+	case r.Command == cmdRegister && r.Register != nil:
+		res, err := l.propose(ctx, r.ID, r.Register)
+		l.c.members.poke()
+		return res, []meta.ShardID{}, err
+	}
+	return meta.Result{}, nil, fmt.Errorf("%w: unknown command %d", errRemote, r.Command)
+}
+
+func (l *lead) createTopics(ctx context.Context, r *commandRequest, p *planner) (meta.Result, []meta.ShardID, error) {
+	cmd := p.createTopics(r.Create.Topics)
+	if len(cmd.Topics) == 0 || r.Create.ValidateOnly {
+		return meta.Result{Topics: append(cmd.Refused, wouldCreate(cmd)...)}, nil, nil
+	}
+	res, err := l.propose(ctx, r.ID, cmd)
+	return res, l.concerned(r, l.c.Image()), err
+}
+
+func wouldCreate(cmd *meta.CreateTopics) []meta.TopicResult {
+	out := make([]meta.TopicResult, len(cmd.Topics))
+	for i, t := range cmd.Topics {
+		out[i] = meta.TopicResult{Name: t.Name, Partitions: int32(len(t.Shards)), ReplicationFactor: t.ReplicationFactor}
+	}
+	return out
+}
+
+func (l *lead) createPartitions(ctx context.Context, r *commandRequest, p *planner) (meta.Result, []meta.ShardID, error) {
+	cmd, refused := p.createPartitions(r.Partitions)
+	if refused != nil || r.Partitions.ValidateOnly {
+		return meta.Result{Err: refused}, nil, nil
+	}
+	res, err := l.propose(ctx, r.ID, cmd)
+	return res, l.concerned(r, l.c.Image()), err
+}
+
+// concerned returns the shards that a request has to do with, as of an image.
+func (l *lead) concerned(r *commandRequest, image *meta.Image) []meta.ShardID {
+	shards := []meta.ShardID{}
+	add := func(t *meta.Topic) {
+		if t == nil {
+			return
+		}
+		for _, p := range t.Partitions {
+			shards = append(shards, p.Shard)
+		}
+	}
+	if r.Create != nil {
+		for i := range r.Create.Topics {
+			add(image.Topic(r.Create.Topics[i].Name))
+		}
+	}
+	if r.Delete != nil {
+		for _, id := range r.Delete.IDs {
+			add(image.TopicByID(id))
+		}
+	}
+	if r.Partitions != nil {
+		add(image.Topic(r.Partitions.Name))
+	}
+	for i := range r.Configs {
+		if r.Configs[i].Type == meta.ResourceTopic {
+			add(image.Topic(r.Configs[i].Name))
+		}
+	}
+	return compactShards(shards)
+}
+
+func (l *lead) propose(ctx context.Context, id meta.RequestID, cmd meta.Command) (meta.Result, error) {
+	out, err := l.c.group().Propose(meta.Encode(id, cmd)).Wait(ctx)
+	switch {
+	case errors.Is(err, shard.ErrNotLeader), errors.Is(err, shard.ErrUnknown), errors.Is(err, shard.ErrClosed):
+		return meta.Result{}, errNotLeader
+	case err != nil:
+		return meta.Result{}, fmt.Errorf("commit metadata command: %w", err)
+	}
+	switch res := out.(type) {
+	case meta.Result:
+		return res, nil
+	case error:
+		return meta.Result{}, fmt.Errorf("apply metadata command: %w", res)
+	}
+	panic("BUG: metadata machine answered with an unknown type")
+}
+
+// live tells whether a node is worth waiting for.
+func (l *lead) live(id meta.NodeID) bool {
+	if id == l.c.Self() {
+		return true
+	}
+	n, ok := l.c.Image().Node(id)
+	if !ok || n.Fenced {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.mu.down[n.Server()]
+}
+
+func (l *lead) setDown(s meta.Server, down bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.down[s] = down
+	if !down {
+		l.mu.seen[s] = time.Now()
+	}
+}
+
+// settle waits until every live node has applied index, and until for each of the shards every
+// one of them knows a leader which has done what the metadata asks of it.
+func (l *lead) settle(ctx context.Context, index uint64, shards []meta.ShardID) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, n := range l.c.Image().Nodes() {
+		if l.live(n.ID) {
+			wg.Go(func() { l.settleNode(ctx, n, &awaitRequest{Index: index, Shards: shards}) })
+		}
+	}
+	wg.Wait()
+}
+
+func (l *lead) settleNode(ctx context.Context, n meta.Node, r *awaitRequest) {
+	if n.ID == l.c.Self() {
+		_ = l.c.waitSettled(ctx, r)
+		return
+	}
+	for ctx.Err() == nil {
+		call, cancel := context.WithTimeout(ctx, pingTimeout)
+		var done bool
+		err := l.c.pool.call(call, n.ID, opAwait, r, &done)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			l.setDown(n.Server(), true)
+			return
+		}
+		if done {
+			return
+		}
+	}
+}
+
+// run looks after the other nodes while this one leads.
+func (l *lead) run(ctx context.Context) {
+	tick := time.NewTicker(pingInterval)
+	defer tick.Stop()
+	for {
+		if l.serving() == nil {
+			l.round(ctx)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (l *lead) round(ctx context.Context) {
+	image := l.c.Image()
+	if image.ClusterID() == "" {
+		_, _ = l.propose(ctx, meta.RequestID{}, &meta.Init{ClusterID: l.c.id.clusterID()})
+	}
+	l.begin(image)
+	var wg sync.WaitGroup
+	for _, n := range image.Nodes() {
+		if n.ID != l.c.Self() {
+			wg.Go(func() { l.ping(ctx, n) })
+		}
+	}
+	wg.Wait()
+}
+
+// begin forgets what was seen in an earlier term: nobody is blamed for the time without a leader.
+func (l *lead) begin(image *meta.Image) {
+	term, _ := l.c.group().Serving()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if term != l.mu.term {
+		l.mu.term = term
+		clear(l.mu.seen)
+		clear(l.mu.down)
+	}
+	for _, n := range image.Nodes() {
+		if _, ok := l.mu.seen[n.Server()]; !ok {
+			l.mu.seen[n.Server()] = time.Now()
+		}
+	}
+}
+
+// ping asks a node for a sign of life and commits what follows from the answer.
+func (l *lead) ping(ctx context.Context, n meta.Node) {
+	call, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	var pong pingAnswer
+	err := l.c.pool.call(call, n.ID, opPing, nil, &pong)
+	alive := err == nil && pong.Server == n.Server() && !pong.Leaving
+	l.setDown(n.Server(), !alive)
+	fence := n.Fenced
+	switch {
+	case alive:
+		fence = false
+	case err == nil && pong.Server == n.Server() && pong.Leaving, l.silent(n.Server()) > fenceAfter:
+		fence = true
+	}
+	if fence != n.Fenced && ctx.Err() == nil {
+		l.c.log.Info("node changed", "node", n.ID, "fenced", fence)
+		_, _ = l.propose(ctx, meta.RequestID{}, &meta.FenceNode{Server: n.Server(), Fenced: fence})
+	}
+}
+
+func (l *lead) silent(s meta.Server) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Since(l.mu.seen[s])
+}
+
+// liveCount is for the metrics.
+func (l *lead) liveCount() int {
+	n := 0
+	for _, node := range l.c.Image().Nodes() {
+		if l.live(node.ID) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,154 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sluice/core/meta"
+	"sluice/core/partition"
+	"sluice/core/shard"
+)
+
+const (
+	// kindSegments is the kind of connection by which replicas fetch segments from each other.
+	kindSegments = "segments"
+	// reconcileWait and reconcileWaitMax separate rounds that failed.
+	reconcileWait    = 100 * time.Millisecond
+	reconcileWaitMax = 5 * time.Second
+)
+
+// reconcile compares the shards that this node shall have with those that are open, and opens what
+// is missing. One goroutine does it, on every change of the metadata. It closes and deletes
+// nothing: a replica goes only on an explicit record, and none is written yet.
+func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
+	wait := reconcileWait
+	for {
+		changed, progress := c.Changed(), c.progress.wait()
+		err := c.openWanted(ctx, run)
+		var retry <-chan time.Time
+		if err != nil {
+			c.log.Warn("could not open all shards of this node", "err", err)
+			retry, wait = time.After(wait), min(2*wait, reconcileWaitMax)
+			changed, progress = nil, nil
+		} else {
+			wait = reconcileWait
+		}
+		select {
+		case <-changed:
+		case <-progress:
+		case <-retry:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (c *Controller) openWanted(ctx context.Context, run *errgroup.Group) error {
+	var errs []error
+	self := c.id.server()
+	for _, s := range c.Image().Shards() {
+		if ctx.Err() != nil {
+			return nil
+		}
+		if s.Has(self) && c.replica(s.ID) == nil && (c.isCurrent() || c.hasReplica(s.ID)) {
+			errs = append(errs, c.openShard(ctx, run, s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isCurrent tells whether the image is at least as new as the start of this node. Before that only
+// replicas that exist are opened: an old image may want one that has long been replaced.
+func (c *Controller) isCurrent() bool {
+	select {
+	case <-c.current:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *Controller) openShard(ctx context.Context, run *errgroup.Group, s *meta.Shard) error {
+	if slices.Contains(s.Founding, c.id.server()) {
+		if err := c.node.Bootstrap(s.ID, s.Founding); err != nil {
+			return fmt.Errorf("bootstrap shard %d: %w", s.ID, err)
+		}
+	}
+	set, err := partition.Open(partition.Options{
+		FS: c.o.FS, Dirs: c.dirs, Shard: s.ID, Files: c.o.Files, Logger: c.log,
+		Peers: func() []partition.Peer { return c.shardPeers(s.ID) },
+	})
+	if err != nil {
+		return fmt.Errorf("open partitions of shard %d: %w", s.ID, err)
+	}
+	group, err := c.node.Open(s.ID, setMachine{set})
+	if err != nil {
+		return errors.Join(fmt.Errorf("open shard %d: %w", s.ID, err), set.Close())
+	}
+	r := &replica{c: c, id: s.ID, group: group, set: set}
+	next := maps.Clone(c.replicaMap())
+	next[s.ID] = r
+	c.replicas.Store(&next)
+	run.Go(func() error { r.run(ctx); return nil })
+	run.Go(func() error { c.runSet(ctx, r); return nil })
+	return nil
+}
+
+func (c *Controller) runSet(ctx context.Context, r *replica) {
+	if err := r.set.Run(ctx); err != nil && ctx.Err() == nil {
+		c.log.Error("partitions of a shard stopped", "shard", r.id, "err", err)
+	}
+}
+
+// shardPeers are the other members of a shard, to fetch segments from.
+func (c *Controller) shardPeers(id meta.ShardID) []partition.Peer {
+	s := c.Image().Shard(id)
+	if s == nil {
+		return nil
+	}
+	var out []partition.Peer
+	for _, v := range s.Voters {
+		if v.Node == c.Self() {
+			continue
+		}
+		out = append(out, partition.Peer{
+			Name: v.String(),
+			Dial: func(ctx context.Context) (net.Conn, error) { return c.node.Dial(ctx, v.Node, kindSegments) },
+		})
+	}
+	return out
+}
+
+// serveSegments lets a replica elsewhere fetch segments from one here.
+func (c *Controller) serveSegments(ctx context.Context, from meta.NodeID, conn net.Conn) {
+	err := partition.Serve(ctx, conn, func(id meta.ShardID) (*partition.Set, bool) {
+		r := c.replica(id)
+		if r == nil {
+			return nil, false
+		}
+		return r.set, true
+	})
+	if err != nil && ctx.Err() == nil {
+		c.log.Debug("segments connection ended", "node", from, "err", err)
+	}
+}
+
+// setMachine is a partition set as its group sees it: package partition does not know package
+// shard, so each has its own interface for a checkpoint.
+type setMachine struct{ *partition.Set }
+
+// Capture takes a checkpoint of the set.
+func (m setMachine) Capture() (shard.Checkpoint, error) {
+	checkpoint, err := m.Set.Capture()
+	if err != nil {
+		return nil, err
+	}
+	return checkpoint, nil
+}
