@@ -126,6 +126,9 @@ func FuzzDecode(f *testing.F) {
 		if req := kmsg.RequestForKey(h.key); req == nil || h.version < 0 || h.version > req.MaxVersion() {
 			return
 		}
+		if h.key == 7 && h.version == 0 {
+			return // a header of its own, and no client sends it
+		}
 		r, err := decode(h, b[fixedHeaderBytes:])
 		if err != nil {
 			if !errors.Is(err, ErrMalformed) {
