@@ -7,6 +7,7 @@ type Code int16
 
 // The codes that a coordinator answers.
 const (
+	UnknownServerError        Code = -1 // as Kafka says that a record would be too large
 	None                      Code = 0
 	OffsetMetadataTooLarge    Code = 12
 	CoordinatorLoadInProgress Code = 14

@@ -10,15 +10,17 @@ type Config struct {
 	MaxSession      time.Duration // group.max.session.timeout.ms, default 30 min
 	InitialDelay    time.Duration // group.initial.rebalance.delay.ms, default none
 	MaxSize         int           // group.max.size, default unbounded
+	GroupBytes      int           // metadata and assignments of one group, default 8 MiB: they are one record
 	MetadataBytes   int           // offset.metadata.max.bytes, default 4096
 	OffsetRetention time.Duration // offsets.retention.minutes, default 7 days
 	NewID           func() string // unique part of a new member's id; must be set
 }
 
-// The defaults of Kafka 4.2.
+// The defaults, of Kafka 4.2 where it has them.
 const (
 	DefaultMinSession      = 6 * time.Second
 	DefaultMaxSession      = 30 * time.Minute
+	DefaultGroupBytes      = 8 << 20
 	DefaultMetadataBytes   = 4096
 	DefaultOffsetRetention = 7 * 24 * time.Hour
 )
@@ -69,6 +71,18 @@ type Stats struct {
 	Expired    int64 // offsets expired
 }
 
+// Add adds other to s.
+func (s *Stats) Add(other Stats) {
+	for i, n := range other.Groups {
+		s.Groups[i] += n
+	}
+	s.Members += other.Members
+	s.Offsets += other.Offsets
+	s.Rebalances += other.Rebalances
+	s.Commits += other.Commits
+	s.Expired += other.Expired
+}
+
 // New returns an empty coordinator. Replay the log into it, then step it with Loaded.
 func New(c Config) *Coordinator {
 	if c.NewID == nil {
@@ -76,6 +90,7 @@ func New(c Config) *Coordinator {
 	}
 	c.MinSession = orDefault(c.MinSession, DefaultMinSession)
 	c.MaxSession = orDefault(c.MaxSession, DefaultMaxSession)
+	c.GroupBytes = orDefault(c.GroupBytes, DefaultGroupBytes)
 	c.MetadataBytes = orDefault(c.MetadataBytes, DefaultMetadataBytes)
 	c.OffsetRetention = orDefault(c.OffsetRetention, DefaultOffsetRetention)
 	return &Coordinator{config: c, groups: map[string]*group{}}

@@ -43,6 +43,10 @@ func (c *Coordinator) joinGroup(g *group, e Join, now time.Time) {
 		c.refuseJoin(e, e.MemberID, InconsistentProtocol)
 		return
 	}
+	if g.bytesWith(e) > c.config.GroupBytes {
+		c.refuseJoin(e, e.MemberID, GroupMaxSizeReached)
+		return
+	}
 	_, pending := g.pending[e.MemberID]
 	switch {
 	case e.MemberID == "" && e.InstanceID != "" && g.static[e.InstanceID] != "":
@@ -226,4 +230,23 @@ func (g *group) joinResponse(m *member, asLeader bool) JoinResponse {
 		r.Members = append(r.Members, JoinMember{other.id, other.instanceID, metadata})
 	}
 	return r
+}
+
+// bytesWith returns what the members' metadata would take with this member's.
+func (g *group) bytesWith(e Join) int {
+	n := 0
+	for _, m := range g.members {
+		if m.id != e.MemberID {
+			n += metadataBytes(m.protocols)
+		}
+	}
+	return n + metadataBytes(e.Protocols)
+}
+
+func metadataBytes(protocols []Protocol) int {
+	n := 0
+	for _, p := range protocols {
+		n += len(p.Name) + len(p.Metadata)
+	}
+	return n
 }

@@ -37,6 +37,10 @@ func differs(said, is string) bool { return said != "" && said != is }
 
 // syncCompleting parks a member's SyncGroup until the leader's brings the assignments.
 func (c *Coordinator) syncCompleting(g *group, m *member, e Sync, now time.Time) {
+	if g.leader == m.id && assignmentBytes(e.Assignments) > c.config.GroupBytes {
+		c.answer(e.Ticket, g.id, SyncResponse{Code: UnknownServerError})
+		return
+	}
 	if m.sync != 0 {
 		c.answer(m.sync, g.id, SyncResponse{Code: RebalanceInProgress})
 	}
@@ -58,6 +62,14 @@ func (c *Coordinator) syncCompleting(g *group, m *member, e Sync, now time.Time)
 			c.extend(g, m, now.Add(m.session))
 		}
 	}
+}
+
+func assignmentBytes(assignments map[string][]byte) int {
+	n := 0
+	for id, a := range assignments {
+		n += len(id) + len(a)
+	}
+	return n
 }
 
 // synced notes that the member has asked for its assignment of this generation.

@@ -211,6 +211,20 @@ func (g *group) expiryBase() (func(Offset) int64, bool) {
 	return nil, false
 }
 
+// AnyTopic tells whether some group has offsets of a topic for which match is true.
+func (c *Coordinator) AnyTopic(match func(topic string, id TopicID) bool) bool {
+	for _, g := range c.groups {
+		for topic, of := range g.offsets {
+			for _, o := range of {
+				if match(topic, o.TopicID) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
 func (e ForgetTopics) apply(c *Coordinator, _ time.Time) {
 	for _, id := range c.ids() {
 		g := c.groups[id]

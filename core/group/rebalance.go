@@ -2,6 +2,10 @@ package group
 
 import "time"
 
+// absentRetryMin keeps a group that waits for static members only from looking for them all the time
+// when their rebalance timeout is next to nothing.
+const absentRetryMin = time.Second
+
 // transition moves the group to another state.
 func (c *Coordinator) transition(g *group, to State, now time.Time) {
 	c.stats.Groups[g.state]--
@@ -79,7 +83,8 @@ func (c *Coordinator) completeJoin(g *group, now time.Time) {
 	}
 	if len(g.members) > 0 && !g.electJoined() {
 		// Only static members are left, and none has come: try again until their sessions end.
-		g.joinTimer = c.timers.schedule(now.Add(g.rebalanceTimeout()), func(now time.Time) { c.completeJoin(g, now) })
+		again := max(g.rebalanceTimeout(), absentRetryMin)
+		g.joinTimer = c.timers.schedule(now.Add(again), func(now time.Time) { c.completeJoin(g, now) })
 		return
 	}
 	g.generation++

@@ -188,7 +188,7 @@ func (c *Coordinator) fill(g *group, v *kmsg.GroupMetadataValue, joining bool) {
 			continue
 		}
 		rebalance := m.RebalanceTimeoutMillis
-		if rebalance < 0 {
+		if rebalance <= 0 {
 			rebalance = m.SessionTimeoutMillis
 		}
 		g.insert(&member{
