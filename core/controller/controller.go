@@ -270,9 +270,6 @@ func (c *Controller) ClusterID() string { return c.id.clusterID() }
 // Addr is the address at which other nodes reach this one.
 func (c *Controller) Addr() string { return c.o.Self.Addr }
 
-// Defaults are the settings of new topics where the request leaves them open.
-func (c *Controller) Defaults() Defaults { return c.o.Defaults }
-
 // DataDir is where the node's partitions lie.
 func (c *Controller) DataDir() string { return c.o.DataDir }
 
