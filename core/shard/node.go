@@ -2,47 +2,256 @@ package shard
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net"
+	"path"
+	"slices"
+	"strconv"
+	"sync"
 
 	"sluice/core/meta"
 )
 
+const shardsDir = "shards"
+
 // Node holds the groups of one process and the listener they share.
-type Node struct{}
+type Node struct {
+	o        Options
+	log      *slog.Logger
+	listener net.Listener
+	ctx      context.Context // ends when the node stops; for what outlives a call
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // of connections
+	unknown  chan struct{}  // a place for each connection without a preface
 
-// NewNode binds the listener; nothing runs before Run.
-func NewNode(o Options) (*Node, error) { panic("BUG: not yet") }
-
-// Run accepts connections until ctx ends, then stops every group cleanly.
-func (n *Node) Run(ctx context.Context) error { panic("BUG: not yet") }
-
-// Addr is the address the node listens on.
-func (n *Node) Addr() net.Addr { panic("BUG: not yet") }
-
-// Bootstrap creates the replica of a new shard with its founding voters.
-func (n *Node) Bootstrap(id meta.ShardID, voters []meta.Server) error { panic("BUG: not yet") }
-
-// Open opens and starts a replica.
-func (n *Node) Open(id meta.ShardID, sm StateMachine) (*Group, error) { panic("BUG: not yet") }
-
-// Group returns an open group.
-func (n *Node) Group(id meta.ShardID) (*Group, bool) { panic("BUG: not yet") }
-
-// Groups returns the open groups by id.
-func (n *Node) Groups() []*Group { panic("BUG: not yet") }
-
-// Remove stops the replica if it is open and deletes it.
-func (n *Node) Remove(id meta.ShardID) error { panic("BUG: not yet") }
-
-// Handle registers a further kind of connection.
-func (n *Node) Handle(kind string, fn Handler) { panic("BUG: not yet") }
-
-// Dial connects to a node for a kind of its own.
-func (n *Node) Dial(ctx context.Context, to meta.NodeID, kind string) (net.Conn, error) {
-	panic("BUG: not yet")
+	mu struct {
+		sync.Mutex
+		closed   bool
+		groups   map[meta.ShardID]*Group
+		opening  map[meta.ShardID]bool
+		handlers map[string]Handler
+		conns    map[net.Conn]struct{}
+	}
 }
 
-// DialAddr connects to an address of a node that is not known yet.
-func (n *Node) DialAddr(ctx context.Context, addr, kind string) (net.Conn, error) {
-	panic("BUG: not yet")
+// NewNode checks the options and binds the listener; nothing is accepted before Run.
+func NewNode(o Options) (*Node, error) {
+	if o.FS == nil || o.Dir == "" || o.ClusterID == nil || o.Resolve == nil || o.Self.Incarnation == "" {
+		panic("BUG: shard.Options lacks a required field")
+	}
+	if o.Heartbeat <= 0 {
+		o.Heartbeat = DefaultHeartbeat
+	}
+	if o.CheckpointBytes <= 0 {
+		o.CheckpointBytes = DefaultCheckpointBytes
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := o.FS.MkdirAll(path.Join(o.Dir, shardsDir)); err != nil {
+		return nil, fmt.Errorf("make shard directory: %w", err)
+	}
+	n := &Node{o: o, log: o.Logger, unknown: make(chan struct{}, maxPrefaceConns)}
+	if err := n.sweep(); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for nodes: %w", err)
+	}
+	n.listener = l
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.mu.groups = map[meta.ShardID]*Group{}
+	n.mu.opening = map[meta.ShardID]bool{}
+	n.mu.handlers = map[string]Handler{}
+	n.mu.conns = map[net.Conn]struct{}{}
+	return n, nil
+}
+
+// Addr is the address the node listens on.
+func (n *Node) Addr() net.Addr { return n.listener.Addr() }
+
+// Run accepts connections until ctx ends. Then every group is stopped cleanly (checkpoint, leadership
+// handed over), and all connections are closed. It must run for groups of several replicas to work.
+func (n *Node) Run(ctx context.Context) error {
+	accepted := make(chan error, 1)
+	go func() { accepted <- n.accept() }()
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-accepted:
+		accepted <- nil
+	}
+	n.stopGroups((*Group).stopCleanly)
+	n.shut()
+	<-accepted
+	n.wg.Wait()
+	return err
+}
+
+// Close stops everything without handing anything over. After Run it does nothing.
+func (n *Node) Close() error {
+	n.stopGroups((*Group).halt)
+	n.shut()
+	n.wg.Wait()
+	return nil
+}
+
+func (n *Node) stopGroups(stop func(*Group)) {
+	n.mu.Lock()
+	n.mu.closed = true
+	n.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, g := range n.Groups() {
+		wg.Go(func() { stop(g) })
+	}
+	wg.Wait()
+}
+
+func (n *Node) shut() {
+	n.cancel()
+	n.listener.Close()
+	n.mu.Lock()
+	n.mu.groups = map[meta.ShardID]*Group{}
+	conns := n.mu.conns
+	n.mu.conns = map[net.Conn]struct{}{}
+	n.mu.Unlock()
+	for c := range conns {
+		c.Close()
+	}
+}
+
+func (n *Node) dir(id meta.ShardID) string {
+	return path.Join(n.o.Dir, shardsDir, strconv.FormatUint(uint64(id), 10))
+}
+
+// Open opens and starts this node's replica of a shard: one that was bootstrapped or opened before,
+// or, where there is nothing on disk, one that waits to be added by its group's leader. It returns
+// an error wrapping ErrDamaged when what is on disk cannot be continued.
+func (n *Node) Open(id meta.ShardID, sm StateMachine) (*Group, error) {
+	n.mu.Lock()
+	switch {
+	case n.mu.closed:
+		n.mu.Unlock()
+		return nil, ErrClosed
+	case n.mu.groups[id] != nil || n.mu.opening[id]:
+		n.mu.Unlock()
+		return nil, fmt.Errorf("open shard %d: it is open", id)
+	}
+	n.mu.opening[id] = true
+	n.mu.Unlock()
+	g, err := openGroup(n, id, sm)
+	n.mu.Lock()
+	delete(n.mu.opening, id)
+	closed := n.mu.closed
+	if err == nil && !closed {
+		n.mu.groups[id] = g
+	}
+	n.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("open shard %d: %w", id, err)
+	}
+	if closed {
+		g.halt()
+		return nil, ErrClosed
+	}
+	return g, nil
+}
+
+// Group returns an open group.
+func (n *Node) Group(id meta.ShardID) (*Group, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	g, ok := n.mu.groups[id]
+	return g, ok
+}
+
+// Groups returns the open groups, by id.
+func (n *Node) Groups() []*Group {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	groups := make([]*Group, 0, len(n.mu.groups))
+	for _, g := range n.mu.groups {
+		groups = append(groups, g)
+	}
+	slices.SortFunc(groups, func(a, b *Group) int { return int(int64(a.id) - int64(b.id)) })
+	return groups
+}
+
+// Remove stops the replica if it is open and deletes what it has on disk. The caller has made sure
+// that the replica is no longer a member (guard 7 in DESIGN.md).
+func (n *Node) Remove(id meta.ShardID) error {
+	n.mu.Lock()
+	g := n.mu.groups[id]
+	delete(n.mu.groups, id)
+	n.mu.Unlock()
+	if g != nil {
+		g.halt()
+	}
+	return n.removeDir(id)
+}
+
+// Handle registers a further kind of connection, before or while the node runs.
+func (n *Node) Handle(kind string, fn Handler) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mu.handlers[kind] = fn
+}
+
+// accept takes connections until the listener is closed.
+func (n *Node) accept() error {
+	for {
+		c, err := n.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept from nodes: %w", err)
+		}
+		select {
+		case n.unknown <- struct{}{}:
+		default:
+			c.Close() // too many that have not said who they are
+			continue
+		}
+		if !n.track(c) {
+			<-n.unknown
+			continue
+		}
+		go func() {
+			defer n.wg.Done()
+			n.serve(c)
+		}()
+	}
+}
+
+// track makes sure that the connection ends with the node. It is paired with wg.Done.
+func (n *Node) track(c net.Conn) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ctx.Err() != nil {
+		c.Close()
+		return false
+	}
+	n.mu.conns[c] = struct{}{}
+	n.wg.Add(1)
+	return true
+}
+
+func (n *Node) untrack(c net.Conn) {
+	n.mu.Lock()
+	delete(n.mu.conns, c)
+	n.mu.Unlock()
+}
+
+// serverConn returns the connection as the far end expects it.
+func (n *Node) serverConn(c net.Conn) net.Conn {
+	tune(c)
+	if n.o.TLSServer == nil {
+		return c
+	}
+	return tls.Server(c, n.o.TLSServer)
 }

@@ -1,0 +1,353 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"sluice/core/meta"
+	"sluice/core/vfs"
+)
+
+const testShard = meta.ShardID(7)
+
+// patience is how long tests wait for what must happen; they go on as soon as it does.
+const patience = 20 * time.Second
+
+// cluster is some nodes in one process, with real sockets. Each pair of nodes is connected through
+// a gate per direction that a test can close.
+type cluster struct {
+	t     testing.TB
+	mu    sync.Mutex
+	nodes map[meta.NodeID]*member
+	gates map[[2]meta.NodeID]*gate
+	tune  func(meta.NodeID, *Options)
+}
+
+type member struct {
+	c     *cluster
+	id    meta.NodeID
+	self  meta.Server
+	disk  *vfs.Mem
+	fault *vfs.Fault
+	node  *Node
+	group *Group
+	sm    *kv
+	stop  func() error
+}
+
+func newCluster(t testing.TB, size int, tune func(meta.NodeID, *Options)) *cluster {
+	c := &cluster{t: t, nodes: map[meta.NodeID]*member{}, gates: map[[2]meta.NodeID]*gate{}, tune: tune}
+	t.Cleanup(c.close)
+	for i := range size {
+		c.add(meta.NodeID(i + 1))
+	}
+	for _, m := range c.nodes {
+		if err := m.node.Bootstrap(testShard, c.servers()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range size {
+		c.nodes[meta.NodeID(i+1)].open()
+	}
+	return c
+}
+
+func (c *cluster) servers() []meta.Server {
+	var s []meta.Server
+	for i := range len(c.nodes) {
+		s = append(s, c.nodes[meta.NodeID(i+1)].self)
+	}
+	return s
+}
+
+// add starts a node with an empty disk.
+func (c *cluster) add(id meta.NodeID) *member {
+	disk := vfs.NewMem()
+	m := &member{
+		c: c, id: id, disk: disk, fault: vfs.NewFault(disk),
+		self: meta.Server{Node: id, Incarnation: fmt.Sprintf("disk%d", id)},
+	}
+	c.mu.Lock()
+	c.nodes[id] = m
+	c.mu.Unlock()
+	m.start()
+	return m
+}
+
+func testLogger() *slog.Logger {
+	if os.Getenv("SHARD_TEST_LOG") == "" {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+func (m *member) start() {
+	o := Options{
+		FS: m.fault, Dir: "data", ClusterID: func() string { return "test" }, Self: m.self,
+		Listen: "127.0.0.1:0", Resolve: func(to meta.NodeID) (string, bool) { return m.c.resolve(m.id, to) },
+		Heartbeat: 150 * time.Millisecond, Logger: testLogger(),
+	}
+	if o.Logger != nil {
+		o.Logger = o.Logger.With("node", int(m.id))
+	}
+	if m.c.tune != nil {
+		m.c.tune(m.id, &o)
+	}
+	n, err := NewNode(o)
+	if err != nil {
+		m.c.t.Fatal(err)
+	}
+	m.c.mu.Lock()
+	m.node = n
+	m.c.mu.Unlock()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	m.stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+}
+
+func (m *member) open() *Group {
+	m.sm = &kv{}
+	g, err := m.node.Open(testShard, m.sm)
+	if err != nil {
+		m.c.t.Fatal(err)
+	}
+	m.group = g
+	return g
+}
+
+// restart starts the node again after it was stopped.
+func (m *member) restart() {
+	m.start()
+	m.open()
+}
+
+// crash stops the node as a power cut does: what was not synced is lost.
+func (m *member) crash() {
+	disk := m.disk.CrashClone(nil)
+	for _, g := range m.node.Groups() {
+		g.halt()
+	}
+	m.stop()
+	m.disk, m.fault = disk, vfs.NewFault(disk)
+}
+
+func (c *cluster) close() {
+	var wg sync.WaitGroup
+	for _, m := range c.nodes {
+		wg.Go(func() {
+			m.fault.SetHook(nil)
+			m.stop()
+		})
+	}
+	wg.Wait()
+	c.mu.Lock()
+	gates := c.gates
+	c.gates = nil
+	c.mu.Unlock()
+	for _, g := range gates {
+		g.close()
+	}
+}
+
+func (c *cluster) resolve(from, to meta.NodeID) (string, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := c.nodes[to]
+	if m == nil || m.node == nil || c.gates == nil {
+		return "", false
+	}
+	key := [2]meta.NodeID{from, to}
+	if c.gates[key] == nil {
+		c.gates[key] = newGate(c.t)
+	}
+	c.gates[key].aim(m.node.Addr().String())
+	return c.gates[key].addr(), true
+}
+
+// partition cuts or restores all connections between one node and the others.
+func (c *cluster) partition(id meta.NodeID, cut bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for a := range c.nodes {
+		for _, key := range [][2]meta.NodeID{{a, id}, {id, a}} {
+			if a == id {
+				continue
+			}
+			if c.gates[key] == nil {
+				c.gates[key] = newGate(c.t)
+			}
+			c.gates[key].set(cut)
+		}
+	}
+}
+
+// gate forwards connections to an address unless it is shut.
+type gate struct {
+	l  net.Listener
+	wg sync.WaitGroup
+
+	mu    sync.Mutex
+	to    string
+	shut  bool
+	conns map[net.Conn]struct{}
+}
+
+func newGate(t testing.TB) *gate {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gate{l: l, conns: map[net.Conn]struct{}{}}
+	g.wg.Go(g.run)
+	return g
+}
+
+func (g *gate) addr() string { return g.l.Addr().String() }
+
+func (g *gate) aim(to string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.to = to
+}
+
+func (g *gate) set(shut bool) {
+	g.mu.Lock()
+	g.shut = shut
+	conns := g.conns
+	if shut {
+		g.conns = map[net.Conn]struct{}{}
+	}
+	g.mu.Unlock()
+	if shut {
+		for c := range conns {
+			c.Close()
+		}
+	}
+}
+
+func (g *gate) close() {
+	g.l.Close()
+	g.set(true)
+	g.wg.Wait()
+}
+
+func (g *gate) run() {
+	for {
+		in, err := g.l.Accept()
+		if err != nil {
+			return
+		}
+		g.mu.Lock()
+		to, shut := g.to, g.shut
+		g.mu.Unlock()
+		if shut {
+			in.Close()
+			continue
+		}
+		out, err := net.Dial("tcp", to)
+		if err != nil {
+			in.Close()
+			continue
+		}
+		g.mu.Lock()
+		if g.shut {
+			in.Close()
+			out.Close()
+		}
+		g.conns[in], g.conns[out] = struct{}{}, struct{}{}
+		g.mu.Unlock()
+		g.wg.Go(func() { g.copy(in, out) })
+		g.wg.Go(func() { g.copy(out, in) })
+	}
+}
+
+func (g *gate) copy(to, from net.Conn) {
+	io.Copy(to, from)
+	to.Close()
+	from.Close()
+	g.mu.Lock()
+	delete(g.conns, to)
+	delete(g.conns, from)
+	g.mu.Unlock()
+}
+
+// until waits for a condition, looking at every change of the groups and now and then.
+func (c *cluster) until(what string, ok func() bool) {
+	c.t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			c.t.Fatalf("gave up waiting until %s", what)
+		}
+	}
+}
+
+// leader waits until one of the members serves.
+func (c *cluster) leader(among ...meta.NodeID) *member {
+	c.t.Helper()
+	var found *member
+	c.until("a leader serves", func() bool {
+		for id, m := range c.nodes {
+			if m.group == nil || (len(among) > 0 && !contains(among, id)) {
+				continue
+			}
+			if _, ok := m.group.Serving(); ok {
+				found = m
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func contains(ids []meta.NodeID, id meta.NodeID) bool {
+	for _, i := range ids {
+		if i == id {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *cluster) others(id meta.NodeID) (ids []meta.NodeID) {
+	for other := range c.nodes {
+		if other != id {
+			ids = append(ids, other)
+		}
+	}
+	return ids
+}
+
+// put proposes at a member and waits for the commit.
+func (m *member) put(entry string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err := m.group.Propose([]byte(entry)).Wait(ctx)
+	return err
+}
+
+func (m *member) mustPut(entries ...string) {
+	m.c.t.Helper()
+	for _, e := range entries {
+		if err := m.put(e); err != nil {
+			m.c.t.Fatalf("put %s: %v", e, err)
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package shard
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sluice/core/meta"
+)
+
+// replica is one life of the library's instance. A group normally has one; it gets another after a
+// checkpoint was installed below the end of its log (see transport.install).
+type replica struct {
+	g      *Group
+	raft   *raft.Raft
+	trans  *transport
+	store  *guardedStore
+	events chan raft.Observation
+	quit   chan struct{}
+	once   sync.Once
+}
+
+func (g *Group) config() *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = serverID(g.node.o.Self)
+	c.HeartbeatTimeout, c.ElectionTimeout = g.heartbeat, g.heartbeat
+	c.LeaderLeaseTimeout = time.Duration(float64(g.heartbeat) * leasePart)
+	c.CommitTimeout = commitTimeout
+	if g.id == meta.MetadataShard {
+		c.CommitTimeout = metadataCommitTimeout
+	}
+	c.MaxAppendEntries = maxAppendEntries
+	c.BatchApplyCh = true
+	c.ShutdownOnRemove = false
+	c.SnapshotThreshold = math.MaxUint64 // checkpoints are taken by bytes
+	c.SnapshotInterval = time.Hour
+	c.TrailingLogs = math.MaxUint64
+	c.Logger = g.raftLog
+	c.NoLegacyTelemetry = true
+	return c
+}
+
+// start makes the replica of what is on disk. The library panics on what it cannot read then.
+func (g *Group) start() (r *replica, err error) {
+	r = &replica{
+		g: g, events: make(chan raft.Observation, 1), quit: make(chan struct{}),
+		store: &guardedStore{Store: g.log, fail: g.fail},
+	}
+	r.trans = newTransport(g)
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("start raft: %v", p)
+		}
+		if err != nil {
+			r.trans.Close()
+		}
+	}()
+	r.raft, err = raft.NewRaft(g.config(), g.fsm, r.store, r.store, g.points, r.trans)
+	if err != nil {
+		return nil, fmt.Errorf("start raft: %w", err)
+	}
+	r.store.running.Store(true)
+	g.cur.Store(r)
+	r.raft.RegisterObserver(raft.NewObserver(r.events, false, observed))
+	go r.trans.pump(r.quit)
+	return r, nil
+}
+
+// observed tells which of Raft's observations may change what the group tells others.
+func observed(o *raft.Observation) bool {
+	switch o.Data.(type) {
+	case raft.RaftState, raft.LeaderObservation, raft.PeerObservation:
+		return true
+	}
+	return false
+}
+
+// stop ends Raft and its connections. Those go first: the library waits for requests that are under
+// way, to a peer that may never answer.
+func (r *replica) stop() {
+	r.once.Do(func() {
+		if err := r.trans.Close(); err != nil {
+			r.g.slog.Debug("transport not closed", "err", err)
+		}
+		close(r.quit)
+		_ = r.raft.Shutdown().Error() // it only waits
+		<-r.trans.stopped
+	})
+}
+
+// elect lets the replica stand for election at once. It is what the library does when leadership is
+// transferred to it.
+func (r *replica) elect() {
+	rpc := raft.RPC{
+		Command:  &raft.TimeoutNowRequest{RPCHeader: r.trans.header()},
+		RespChan: make(chan raft.RPCResponse, 1),
+	}
+	r.trans.forward(rpc, r.quit)
+}
+
+// restart asks the watcher for a new life of the replica.
+func (g *Group) restart() { signal(g.again) }
+
+func (g *Group) startAnew() {
+	g.slog.Info("restarting raft after a checkpoint below the end of the log")
+	g.cur.Load().stop()
+	if err := reconcile(g.log, g.points); err != nil {
+		g.fail(err)
+		return
+	}
+	if _, err := g.start(); err != nil {
+		g.fail(err)
+	}
+}

@@ -1,0 +1,191 @@
+package shard
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// The reasons why this replica neither leads nor answers.
+var (
+	errSlowDisk   = errors.New("a write to the log takes longer than an election")
+	errStopping   = errors.New("replica is stopping")
+	errIncomplete = errors.New("replica lacks data")
+	errReceiving  = errors.New("another checkpoint is being received")
+)
+
+// transport wraps the stock one with what DESIGN.md lists under "guards". It embeds it, so that it
+// has RequestPreVote, without which Raft silently does without pre-votes.
+type transport struct {
+	*raft.NetworkTransport
+	// quick carries what must not wait ten seconds for a paused peer: heartbeats, votes, TimeoutNow.
+	quick  *raft.NetworkTransport
+	g      *Group
+	stream *stream
+
+	out      chan raft.RPC // to Raft
+	installs chan install  // received checkpoints
+	stopped  chan struct{} // pump has ended
+	wg       sync.WaitGroup
+	held     []raft.RPC // appends that wait for the state machine; at most one per connection
+
+	receiving sync.Mutex // one checkpoint is received at a time
+}
+
+func newTransport(g *Group) *transport {
+	s := newStream(g.node, g.id)
+	config := func(layer raft.StreamLayer) *raft.NetworkTransportConfig {
+		return &raft.NetworkTransportConfig{
+			Logger: g.raftLog, Stream: layer, MaxPool: maxPooledConns, MaxRPCsInFlight: maxRPCsInFlight,
+			MsgpackUseNewTimeFormat: true,
+		}
+	}
+	bulk, quick := config(s), config(mute{s})
+	bulk.Timeout, quick.Timeout = bulkTimeout, quickTimeout
+	t := &transport{
+		NetworkTransport: raft.NewNetworkTransportWithConfig(bulk),
+		quick:            raft.NewNetworkTransportWithConfig(quick),
+		g:                g, stream: s,
+		out:      make(chan raft.RPC),
+		installs: make(chan install),
+		stopped:  make(chan struct{}),
+	}
+	return t
+}
+
+// Consumer implements raft.Transport.
+func (t *transport) Consumer() <-chan raft.RPC { return t.out }
+
+// Close implements raft.WithClose.
+func (t *transport) Close() error {
+	err := errors.Join(t.quick.Close(), t.NetworkTransport.Close())
+	t.quick.CloseStreams()
+	t.CloseStreams()
+	return err
+}
+
+// mayLead refuses to speak as a leader while the log cannot be written: heartbeats have a goroutine
+// of their own in the library, so that a leader with a hung disk would stay one for ever.
+func (t *transport) mayLead() error {
+	if t.g.log.Busy() > t.g.heartbeat {
+		return errSlowDisk
+	}
+	return t.g.Err()
+}
+
+func isHeartbeat(a *raft.AppendEntriesRequest) bool {
+	return a.PrevLogEntry == 0 && a.PrevLogTerm == 0 && len(a.Entries) == 0 && a.LeaderCommitIndex == 0
+}
+
+// AppendEntries implements raft.Transport.
+func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if err := t.mayLead(); err != nil {
+		return err
+	}
+	send := t.NetworkTransport.AppendEntries
+	if isHeartbeat(a) {
+		send = t.quick.AppendEntries
+	} else {
+		cutEntries(a)
+	}
+	sent := t.g.peers.sending()
+	if err := send(id, to, a, resp); err != nil {
+		return err
+	}
+	t.g.peers.heard(id, sent, resp)
+	return nil
+}
+
+// cutEntries bounds a request by bytes. The library counts only entries, and looks at the request
+// afterwards to see what was sent.
+func cutEntries(a *raft.AppendEntriesRequest) {
+	bytes := 0
+	for i, e := range a.Entries {
+		if bytes += len(e.Data) + len(e.Extensions); bytes > maxAppendBytes && i > 0 {
+			a.Entries = a.Entries[:i]
+			return
+		}
+	}
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, to)
+	if err != nil {
+		return nil, err
+	}
+	return pipeline{AppendPipeline: p, t: t}, nil
+}
+
+type pipeline struct {
+	raft.AppendPipeline
+	t *transport
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p pipeline) AppendEntries(a *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if err := p.t.mayLead(); err != nil {
+		return nil, err
+	}
+	cutEntries(a)
+	return p.AppendPipeline.AppendEntries(a, resp)
+}
+
+// RequestVote implements raft.Transport.
+func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, a *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return t.quick.RequestVote(id, to, a, resp)
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, a *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return t.quick.RequestPreVote(id, to, a, resp)
+}
+
+// TimeoutNow implements raft.Transport.
+func (t *transport) TimeoutNow(id raft.ServerID, to raft.ServerAddress, a *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	return t.quick.TimeoutNow(id, to, a, resp)
+}
+
+// InstallSnapshot implements raft.Transport.
+func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, a *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	if err := t.mayLead(); err != nil {
+		return err
+	}
+	return t.NetworkTransport.InstallSnapshot(id, to, a, resp, data)
+}
+
+// completeness is what a replica adds to its answer to a heartbeat, in the address of the answer's
+// header, which the library does not read: a leader must know who lacks data.
+const (
+	markComplete   = "complete"
+	markIncomplete = "incomplete"
+)
+
+// SetHeartbeatHandler implements raft.Transport.
+func (t *transport) SetHeartbeatHandler(fn func(raft.RPC)) {
+	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
+		answer := make(chan raft.RPCResponse, 1)
+		fn(raft.RPC{Command: rpc.Command, RespChan: answer})
+		select {
+		case r := <-answer:
+			if a, ok := r.Response.(*raft.AppendEntriesResponse); ok {
+				a.Addr = []byte(t.mark())
+			}
+			rpc.RespChan <- r
+		default: // the library ignores heartbeats while it shuts down
+			rpc.Respond(&raft.AppendEntriesResponse{}, errStopping)
+		}
+	})
+}
+
+func (t *transport) mark() string {
+	if t.g.sm.Complete() {
+		return markComplete
+	}
+	return markIncomplete
+}
+
+func unexpected(command any) error { return fmt.Errorf("unexpected request %T", command) }
