@@ -1,0 +1,232 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Kafka says where a load goes and what its topic is like.
+type Kafka struct {
+	Brokers           []string
+	Topic             string
+	Partitions        int32 // of a topic that has to be created; -1 = the cluster's default
+	ReplicationFactor int16 // likewise
+	Options           []kgo.Opt
+}
+
+func (k Kafka) client(opts ...kgo.Opt) (*kgo.Client, error) {
+	all := append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("loadtest"), kgo.MetadataMinAge(100 * time.Millisecond)}, k.Options...)
+	c, err := kgo.NewClient(append(all, opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("configure client: %w", err)
+	}
+	return c, nil
+}
+
+// ensure creates the topic when it is not there.
+func (k Kafka) ensure(ctx context.Context, c *kgo.Client) error {
+	resp, err := kadm.NewClient(c).CreateTopics(ctx, k.Partitions, k.ReplicationFactor, nil, k.Topic)
+	if err == nil {
+		err = resp[k.Topic].Err
+	}
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return fmt.Errorf("create topic %s: %w", k.Topic, err)
+	}
+	return nil
+}
+
+// Produce is a load of records.
+type Produce struct {
+	Kafka
+	Size        int // bytes of a value
+	Records     int64
+	Duration    time.Duration
+	Rate        float64 // records a second; 0 = as many as a bounded window allows
+	Acks        string  // all, 1 or 0
+	Idempotent  bool
+	Compression string // none, gzip, snappy, lz4 or zstd
+	Linger      time.Duration
+	BatchBytes  int32
+	Random      bool // values that do not compress; else text that does
+	Progress    io.Writer
+}
+
+// windowRecords bounds the records under way when there is no rate.
+const windowRecords = 20000
+
+func (p Produce) options() ([]kgo.Opt, error) {
+	opts := []kgo.Opt{kgo.ProducerLinger(p.Linger), kgo.MaxBufferedRecords(windowRecords), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()), kgo.ProducerBatchMaxBytes(p.BatchBytes)}
+	switch p.Acks {
+	case "all", "-1":
+		opts = append(opts, kgo.RequiredAcks(kgo.AllISRAcks()))
+	case "1":
+		opts = append(opts, kgo.RequiredAcks(kgo.LeaderAck()))
+	case "0":
+		opts = append(opts, kgo.RequiredAcks(kgo.NoAck()))
+	default:
+		return nil, fmt.Errorf("acks %q: all, 1 or 0 are possible", p.Acks)
+	}
+	if !p.Idempotent || p.Acks == "0" || p.Acks == "1" {
+		opts = append(opts, kgo.DisableIdempotentWrite())
+	}
+	codecs := map[string]kgo.CompressionCodec{"none": kgo.NoCompression(), "gzip": kgo.GzipCompression(), "snappy": kgo.SnappyCompression(), "lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression()}
+	codec, ok := codecs[p.Compression]
+	if !ok {
+		return nil, fmt.Errorf("compression %q: none, gzip, snappy, lz4 or zstd are possible", p.Compression)
+	}
+	return append(opts, kgo.ProducerBatchCompression(codec)), nil
+}
+
+// Run produces until the count, the duration or ctx ends, and waits for what is under way.
+func (p Produce) Run(ctx context.Context) (Result, error) {
+	opts, err := p.options()
+	if err != nil {
+		return Result{}, err
+	}
+	c, err := p.client(opts...)
+	if err != nil {
+		return Result{}, err
+	}
+	defer c.Close()
+	if err := p.ensure(ctx, c); err != nil {
+		return Result{}, err
+	}
+	s, err := newSchedule(p.Rate, p.Records, p.Duration)
+	if err != nil {
+		return Result{}, err
+	}
+	m := NewMeter()
+	watch, stop := context.WithCancel(ctx)
+	defer stop()
+	go m.Progress(watch, p.Progress)
+	value := p.value()
+	for {
+		at, n, ok := s.take(ctx)
+		if !ok {
+			break
+		}
+		c.Produce(ctx, &kgo.Record{Topic: p.Topic, Value: value(n)}, func(r *kgo.Record, err error) {
+			if err != nil {
+				m.Failed(err)
+				return
+			}
+			m.Done(int(n), at, len(r.Value))
+		})
+	}
+	if err := c.Flush(ctx); err != nil && ctx.Err() == nil {
+		return Result{}, fmt.Errorf("flush: %w", err)
+	}
+	return m.Result("produce", p.Rate, map[string]string{"topic": p.Topic, "bytes": fmt.Sprint(p.Size), "acks": p.Acks, "compression": p.Compression,
+		"idempotent": fmt.Sprint(p.Idempotent), "linger": p.Linger.String()}), nil
+}
+
+// value returns the values of the load: slices of one block, so that making them costs nothing.
+func (p Produce) value() func(n int64) []byte {
+	block := make([]byte, p.Size+4096)
+	if p.Random {
+		r := rand.NewChaCha8([32]byte{1})
+		_, _ = r.Read(block) // never fails
+	} else {
+		copy(block, strings.Repeat(`{"device":"sensor-4711","value":21.5,"unit":"Cel"} `, len(block)/50+1))
+	}
+	return func(n int64) []byte { from := int(n*31) & 4095; return block[from : from+p.Size] }
+}
+
+// Consume is a load of reads, from the beginning of a topic.
+type Consume struct {
+	Kafka
+	Records  int64 // stops after so many; 0 = at what was the end when it began
+	Duration time.Duration
+	Group    string // "" = without a group
+	Progress io.Writer
+}
+
+// Run reads until the count, the duration or the end is reached. An operation is a record; there are no latencies.
+func (c Consume) Run(ctx context.Context) (Result, error) {
+	if c.Duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.Duration)
+		defer cancel()
+	}
+	opts := []kgo.Opt{kgo.ConsumeTopics(c.Topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxBytes(50 << 20), kgo.FetchMaxPartitionBytes(4 << 20)}
+	if c.Group != "" {
+		opts = append(opts, kgo.ConsumerGroup(c.Group))
+	}
+	client, err := c.client(opts...)
+	if err != nil {
+		return Result{}, err
+	}
+	defer client.Close()
+	want := c.Records
+	if want == 0 && c.Duration == 0 {
+		if want, err = held(ctx, client, c.Topic); err != nil {
+			return Result{}, err
+		}
+	}
+	m := NewMeter()
+	watch, stop := context.WithCancel(ctx)
+	defer stop()
+	go m.Progress(watch, c.Progress)
+	for (want == 0 || m.ops.Load() < want) && ctx.Err() == nil {
+		fetches := client.PollFetches(ctx)
+		fetches.EachError(func(_ string, _ int32, err error) {
+			if ctx.Err() == nil {
+				m.Failed(err)
+			}
+		})
+		now := time.Now()
+		fetches.EachRecord(func(r *kgo.Record) { m.Done(int(r.Partition), now, len(r.Value)) })
+	}
+	r := m.Result("consume", 0, map[string]string{"topic": c.Topic, "group": c.Group})
+	r.LatencyMs = nil
+	return r, nil
+}
+
+// held is how many records a topic holds now.
+func held(ctx context.Context, c *kgo.Client, topic string) (n int64, err error) {
+	adm := kadm.NewClient(c)
+	starts, err := adm.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return 0, fmt.Errorf("list offsets of %s: %w", topic, err)
+	}
+	ends, err := adm.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return 0, fmt.Errorf("list offsets of %s: %w", topic, err)
+	}
+	err = errors.Join(starts.Error(), ends.Error())
+	ends.Each(func(o kadm.ListedOffset) {
+		if s, ok := starts.Lookup(topic, o.Partition); ok {
+			n += o.Offset - s.Offset
+		}
+	})
+	return n, err
+}
+
+// workers runs n of fn and waits; the first error ends the others' context.
+func workers(ctx context.Context, n int, fn func(ctx context.Context, worker int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			if err := fn(ctx, i); err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		})
+	}
+	all.Wait()
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}

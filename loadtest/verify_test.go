@@ -1,0 +1,147 @@
+package loadtest
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"sluice/loadtest/history"
+)
+
+// fake starts a Kafka-like cluster that we did not write.
+func fake(t *testing.T) Kafka {
+	t.Helper()
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.AllowAutoTopicCreation())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return Kafka{Brokers: c.ListenAddrs(), Partitions: 2, ReplicationFactor: 1}
+}
+
+func verify(t *testing.T, k Kafka) (recorded, []*kgo.Record) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "history.json")
+	r, err := Verify{Kafka: k, Writers: 2, Rate: 400, Duration: 500 * time.Millisecond, Size: 50, Late: 10 * time.Second, History: file}.Run(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Verdict.OK() || r.Verdict.Acked < 100 || r.Verdict.Found != r.Verdict.Acked || r.Errors != 0 || len(r.PartitionPauseMs) != 2 {
+		t.Fatalf("result = %+v, verdict %+v", r, r.Verdict)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rec recorded
+	if err := json.Unmarshal(data, &rec); err != nil {
+		t.Fatal(err)
+	}
+	return rec, readAll(t, k, rec.Topic, int(r.Verdict.Found))
+}
+
+func readAll(t *testing.T, k Kafka, topic string, n int) (all []*kgo.Record) {
+	t.Helper()
+	c, err := k.client(kgo.ConsumeTopics(topic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for len(all) < n {
+		f := c.PollFetches(ctx)
+		if ctx.Err() != nil {
+			t.Fatalf("read %d of %d records", len(all), n)
+		}
+		all = append(all, f.Records()...)
+	}
+	return all
+}
+
+// tampered writes a copy of a log under another name, and checks that against the same history.
+func tampered(t *testing.T, k Kafka, rec recorded, name string, records []*kgo.Record) *history.Verdict {
+	t.Helper()
+	rec.Topic = name
+	k.Topic = name
+	c, err := k.client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx := context.Background()
+	if err := k.ensure(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records {
+		if err := c.ProduceSync(ctx, &kgo.Record{Topic: name, Partition: r.Partition, Key: r.Key, Value: r.Value}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(t.TempDir(), name)
+	if err := rec.save(file); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Verify{Kafka: k, Late: time.Second}.Check(ctx, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Verdict
+}
+
+func TestVerifyFailsOnATamperedLog(t *testing.T) {
+	k := fake(t)
+	rec, records := verify(t, k)
+	same := func(i int) int { // a later record of the same partition and writer
+		for j := i + 1; j < len(records); j++ {
+			if records[j].Partition == records[i].Partition && string(records[j].Key) == string(records[i].Key) {
+				return j
+			}
+		}
+		t.Fatal("no two records of one writer in a partition")
+		return 0
+	}
+	i := len(records) / 3
+	swapped := slices.Clone(records)
+	swapped[i], swapped[same(i)] = swapped[same(i)], swapped[i]
+	for name, c := range map[string]struct {
+		log  []*kgo.Record
+		want history.Kind
+	}{
+		"removed": {slices.Delete(slices.Clone(records), i, i+1), history.Lost},
+		"doubled": {slices.Insert(slices.Clone(records), i, records[i]), history.Doubled},
+		"swapped": {swapped, history.Reordered},
+	} {
+		if v := tampered(t, k, rec, "copy-"+name, c.log); v.Counts[c.want] != 1 {
+			t.Errorf("%s: verdict %v, want one %s", name, v.Counts, c.want)
+		}
+	}
+	if v := tampered(t, k, rec, "copy-whole", records); !v.OK() {
+		t.Errorf("a faithful copy fails: %v", v.Violations)
+	}
+}
+
+func TestProduceAndConsume(t *testing.T) {
+	k := fake(t)
+	k.Topic = "load"
+	p := Produce{Kafka: k, Size: 100, Records: 5000, Acks: "all", Idempotent: true, Compression: "zstd", BatchBytes: 1 << 20}
+	r, err := p.Run(context.Background())
+	if err != nil || r.Operations != 5000 || r.Bytes != 500000 || r.Errors != 0 || r.LatencyMs["p99"] <= 0 {
+		t.Fatalf("produce: %+v, %v", r, err)
+	}
+	r, err = Consume{Kafka: k}.Run(context.Background())
+	if err != nil || r.Operations != 5000 || r.Bytes != 500000 {
+		t.Fatalf("consume: %+v, %v", r, err)
+	}
+	p.Acks = "some"
+	if _, err := p.Run(context.Background()); err == nil {
+		t.Error("acks=some is accepted")
+	}
+}
