@@ -203,30 +203,29 @@ type subscription struct {
 }
 
 // parseSubscribe reads a SUBSCRIBE. A filter that is not one is granted nothing: its subscription is nil.
-func parseSubscribe(first byte, body []byte, version byte) (id uint16, subs []*subscription, names []string, ok bool) {
+func parseSubscribe(first byte, body []byte, version byte) (id uint16, subs []*subscription, code packets.Code) {
 	if !checkFilters(first, body, version, packets.Subscribe, true) {
-		return 0, nil, nil, false
+		return 0, nil, packets.ErrMalformedPacket
 	}
 	var pk packets.Packet
 	if err := decode(&pk, first, body, version); err != nil || pk.SubscribeValidate() != packets.CodeSuccess {
-		return 0, nil, nil, false
+		return 0, nil, packets.ErrMalformedPacket
 	}
 	for _, f := range pk.Filters {
 		s := &subscription{
 			Filter: f.Filter, name: f.Filter, QoS: f.Qos, NoLocal: f.NoLocal, RetainAsPublished: f.RetainAsPublished,
 			Identifier: f.Identifier, retainHandling: f.RetainHandling,
 		}
-		names = append(names, f.Filter)
 		if version == 5 && !s.splitShare() {
 			s = nil
 		} else if s.Share != "" && s.NoLocal { // MQTT-3.8.3-4
-			return 0, nil, nil, false
+			return 0, nil, packets.ErrProtocolViolationInvalidSharedNoLocal
 		} else if ingest.ValidFilter(s.Filter) != nil {
 			s = nil
 		}
 		subs = append(subs, s)
 	}
-	return pk.PacketID, subs, names, true
+	return pk.PacketID, subs, packets.CodeSuccess
 }
 
 // splitShare takes $share/name/ off (MQTT 5, 4.8.2).
@@ -250,12 +249,11 @@ func checkFilters(first byte, body []byte, version, kind byte, options bool) boo
 		return false
 	}
 	if version == 5 {
+		zero := false
 		f.properties(in(kind), func(id byte, value []byte) {
-			if id == packets.PropSubscriptionIdentifier && value[0] == 0 {
-				f.ok = false
-			}
+			zero = zero || id == packets.PropSubscriptionIdentifier && value[0] == 0
 		})
-		if !f.ok {
+		if !f.ok || zero {
 			return false
 		}
 	}

@@ -11,9 +11,9 @@ const filtersMax = 10_000
 
 // handleSubscribe grants filters, then sends what is retained for them. Of a session that lasts they are stored before the SUBACK.
 func (c *conn) handleSubscribe(first byte, body []byte) error {
-	id, subs, _, ok := parseSubscribe(first, body, c.version)
-	if !ok {
-		return violation(packets.ErrMalformedPacket)
+	id, subs, code := parseSubscribe(first, body, c.version)
+	if code != packets.CodeSuccess {
+		return violation(code)
 	}
 	if c.version < 5 && slices.Contains(subs, nil) { // 3.1.1: MQTT-4.7.3-1 and others are violations; 0x80 is for what is refused
 		return violation(packets.ErrTopicFilterInvalid)
