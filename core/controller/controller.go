@@ -159,18 +159,25 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer stopNode()
 	serveCtx, stopServe := context.WithCancel(ctx)
 	defer stopServe()
-	nodeDone := make(chan error, 1)
+	var nodeErr error
+	nodeDone := make(chan struct{})
 	go func() {
 		defer stopServe()
-		nodeDone <- c.node.Run(nodeCtx)
+		defer close(nodeDone)
+		nodeErr = c.node.Run(nodeCtx)
 	}()
 	err := c.serve(serveCtx)
-	c.leave(context.WithoutCancel(ctx))
+	select {
+	case <-nodeDone: // by itself: there is nothing left to hand over
+	default:
+		c.leave(context.WithoutCancel(ctx))
+	}
 	stopNode()
+	<-nodeDone
 	if ctx.Err() != nil {
 		err = nil
 	}
-	return errors.Join(err, <-nodeDone, c.close())
+	return errors.Join(err, nodeErr, c.close())
 }
 
 // Close releases a controller that was opened and never run.
