@@ -98,7 +98,7 @@ var brokerNodeKeys = []*ConfigKey{
 	brokerKey("process.roles", TypeList, "broker,controller", ReadOnly, "Every node serves clients and takes part in the metadata group."),
 	brokerKey("num.partitions", TypeInt, "3", ReadOnly, "How many partitions a topic gets when its creator does not say."),
 	brokerKey("default.replication.factor", TypeInt, "3", ReadOnly, "How many replicas a topic gets when its creator does not say: three, or as many as there are nodes."),
-	brokerKey("auto.create.topics.enable", TypeBoolean, "true", ReadOnly, "Whether a topic is created when a client first asks for it."),
+	brokerKey("auto.create.topics.enable", TypeBoolean, "true", ClusterWide, "Whether a topic is created when a client first asks for it."),
 	brokerKey("delete.topic.enable", TypeBoolean, "true", ReadOnly, "Whether topics can be deleted."),
 	nullKey("create.topic.policy.class.name", TypeClass, ReadOnly, docKept+"There are no plugins."),
 	nullKey("alter.config.policy.class.name", TypeClass, ReadOnly, docKept+"There are no plugins."),

@@ -1,0 +1,18 @@
+package vfs
+
+import (
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+)
+
+// Space returns the size of the operating system's file system that holds dir, and how much
+// of it may still be written, in bytes. It is for reports; decisions use FS.Free.
+func Space(dir string) (total, free uint64, err error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return 0, 0, &fs.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	block := uint64(stat.Bsize) //nolint:unconvert // the types differ between systems
+	return uint64(stat.Blocks) * block, uint64(stat.Bavail) * block, nil
+}
