@@ -1,102 +1,122 @@
-// Package commitlog is a segmented log of sealed record batches.
+// Package commitlog is a segmented log of sealed record batches on disk.
+//
+// A log is a directory of segment files, `<base offset>.log`, byte for byte
+// what Kafka writes: v2 batches, one after the other, and nothing else. Append
+// assigns offsets and writes, Sync makes durable, Read hands out ranges of
+// files that can be sent without copying. Beside a segment may lie an index,
+// `<base offset>.slx`; it only makes things fast, and is rebuilt when it is
+// absent or wrong (FORMAT.md).
+//
+// Guarantees:
+//   - What is between Start and End is never changed. One goroutine may
+//     append while any number read, look up, sync and trim.
+//   - After Sync returned n, everything below n survives a crash. Open finds
+//     at least that; OpenAt restores exactly what a Manifest says.
+//   - When segments are rolled depends on nothing but the configuration and
+//     the batches, so replicas that append the same have the same files.
+//   - The cost of opening does not grow with the bytes in the log.
+//   - After a failed write or sync the log stops: every further Append and
+//     Sync returns that error. What was readable stays readable.
+//
+// It starts no goroutines, has no clock, and does not know of producers,
+// transactions or replicas. DESIGN.md says why it is as it is.
 package commitlog
 
 import (
 	"errors"
-	"io"
-
-	"sluice/core/vfs"
+	"fmt"
+	"math"
 )
 
+// Errors of a Log.
 var (
-	// ErrOutOfRange is returned by Read for an offset below the start or above the end.
+	// ErrOutOfRange is returned by Read for an offset below Start or above End.
 	ErrOutOfRange = errors.New("offset out of range")
-	// ErrMissing is returned by Read when the segment has not been fetched yet.
+	// ErrMissing is returned when the data asked for has yet to be fetched
+	// with WriteSegment.
 	ErrMissing = errors.New("segment is missing")
-	// ErrCorrupt is returned when a file is not what it was written as.
+	// ErrCorrupt is returned when a file does not contain what was written.
 	ErrCorrupt = errors.New("corrupt segment")
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("log is closed")
+	// ErrManifest is returned for a manifest that contradicts itself.
+	ErrManifest = errors.New("inconsistent manifest")
 )
 
-// Config says how a log is cut into segments.
+// Defaults and bounds.
+const (
+	defaultSegmentBytes  = 1 << 30
+	defaultSegmentMs     = 7 * 24 * 3600 * 1000
+	defaultIndexInterval = 4096
+
+	// segmentBytesMax keeps positions of batch starts within the 32 bits an
+	// index entry has for them.
+	segmentBytesMax = math.MaxInt32
+	// indexPendingMax is how many index entries wait in memory to be written
+	// together: 1.5 KB.
+	indexPendingMax = 64
+	// markBytes is how far data may be synced beyond the last mark in the
+	// index: what Open scans at most after a clean stop.
+	markBytes = 256 << 10
+	// dirtySegmentsMax is how many rolled segments may wait for Sync. One
+	// more, and Append syncs.
+	dirtySegmentsMax = 4
+	// bufferKeptMax is the largest buffer kept for the next use.
+	bufferKeptMax = 1 << 20
+)
+
+// Config says how a log is cut into segments; zero values mean the default.
 type Config struct {
-	SegmentBytes, SegmentMs, IndexIntervalBytes int64
-	Files                                       *Files
+	SegmentBytes       int64  // 1 GiB; a larger single batch gets a segment of its own
+	SegmentMs          int64  // 7 days, between a segment's first and last batch, by their timestamps
+	IndexIntervalBytes int64  // 4096
+	Files              *Files // shared by all logs of a process; nil: a small one of its own. Only Open looks at it
 }
 
-// Files bounds open handles of many logs.
-type Files struct{}
+func (c Config) withDefaults() Config {
+	if c.SegmentBytes <= 0 {
+		c.SegmentBytes = defaultSegmentBytes
+	}
+	c.SegmentBytes = min(c.SegmentBytes, segmentBytesMax)
+	if c.SegmentMs <= 0 {
+		c.SegmentMs = defaultSegmentMs
+	}
+	if c.IndexIntervalBytes <= 0 {
+		c.IndexIntervalBytes = defaultIndexInterval
+	}
+	return c
+}
 
-func NewFiles(limit int) *Files { return &Files{} }
-
-// SegmentInfo describes a segment.
+// SegmentInfo describes a segment file. Timestamps are in milliseconds.
 type SegmentInfo struct {
-	Base               int64  `cbor:"1,keyasint"`
-	Next               int64  `cbor:"2,keyasint"`
-	Bytes              int64  `cbor:"3,keyasint"`
-	FirstTimestamp     int64  `cbor:"4,keyasint"` // max timestamp of the first batch: what rolling by time counts from
+	Base  int64 `cbor:"1,keyasint"` // offset of the first batch, names the file
+	Next  int64 `cbor:"2,keyasint"` // offset after the last batch
+	Bytes int64 `cbor:"3,keyasint"`
+	// FirstTimestamp is the first batch's largest timestamp: rolling by time
+	// counts from it.
+	FirstTimestamp     int64  `cbor:"4,keyasint"`
 	MaxTimestamp       int64  `cbor:"5,keyasint"`
-	MaxTimestampOffset int64  `cbor:"6,keyasint"`
-	CRC                uint32 `cbor:"7,keyasint"`
+	MaxTimestampOffset int64  `cbor:"6,keyasint"` // last offset of the first batch with it
+	CRC                uint32 `cbor:"7,keyasint"` // CRC32C of the first Bytes bytes of the file
 }
 
 // Manifest says what a log consists of.
 type Manifest struct {
 	Start    int64         `cbor:"1,keyasint"`
 	End      int64         `cbor:"2,keyasint"`
-	Segments []SegmentInfo `cbor:"3,keyasint,omitempty"`
+	Segments []SegmentInfo `cbor:"3,keyasint,omitempty"` // those with bytes, ascending; the last is appended to
 }
 
-type Log struct{}
-
-func Open(fsys vfs.FS, dir string, c Config) (*Log, error) { panic("BUG: not yet") }
-func OpenAt(fsys vfs.FS, dir string, c Config, m Manifest) (*Log, []SegmentInfo, error) {
-	panic("BUG: not yet")
+func (m Manifest) validate() error {
+	next := int64(0)
+	for i, s := range m.Segments {
+		if s.Base < next || s.Next <= s.Base || s.Bytes <= 0 {
+			return fmt.Errorf("%w: segment %d: base %d, next %d, %d bytes", ErrManifest, i, s.Base, s.Next, s.Bytes)
+		}
+		next = s.Next
+	}
+	if m.Start < 0 || m.Start > m.End || next > m.End {
+		return fmt.Errorf("%w: start %d, end %d, segments to %d", ErrManifest, m.Start, m.End, next)
+	}
+	return nil
 }
-func (l *Log) Append(batches []byte, leaderEpoch int32) (base int64, err error) {
-	panic("BUG: not yet")
-}
-func (l *Log) Start() int64                                     { panic("BUG: not yet") }
-func (l *Log) End() int64                                       { panic("BUG: not yet") }
-func (l *Log) Bytes() int64                                     { panic("BUG: not yet") }
-func (l *Log) Segments() []SegmentInfo                          { panic("BUG: not yet") }
-func (l *Log) Manifest() Manifest                               { panic("BUG: not yet") }
-func (l *Log) Missing() []SegmentInfo                           { panic("BUG: not yet") }
-func (l *Log) Sync() (end int64, err error)                     { panic("BUG: not yet") }
-func (l *Log) Synced() int64                                    { panic("BUG: not yet") }
-func (l *Log) Err() error                                       { panic("BUG: not yet") }
-func (l *Log) Read(offset, maxBytes, end int64) (*Chunk, error) { panic("BUG: not yet") }
-func (l *Log) LookupTime(ts int64) (offset, timestamp int64, ok bool, err error) {
-	panic("BUG: not yet")
-}
-func (l *Log) MaxTimestamp() (offset, timestamp int64, ok bool) { panic("BUG: not yet") }
-func (l *Log) RetentionStart(nowMs, retentionMs, retentionBytes int64) int64 {
-	panic("BUG: not yet")
-}
-func (l *Log) SetStart(offset int64) (dropped []SegmentInfo)        { panic("BUG: not yet") }
-func (l *Log) Unlink(dropped []SegmentInfo) error                   { panic("BUG: not yet") }
-func (l *Log) Adopt(m Manifest) (missing []SegmentInfo, err error)  { panic("BUG: not yet") }
-func (l *Log) WriteSegment(info SegmentInfo) (SegmentWriter, error) { panic("BUG: not yet") }
-func (l *Log) Configure(c Config)                                   { panic("BUG: not yet") }
-func (l *Log) Close() error                                         { panic("BUG: not yet") }
-func (l *Log) Remove() error                                        { panic("BUG: not yet") }
-
-// SegmentWriter fills a missing segment.
-type SegmentWriter interface {
-	io.WriterAt
-	// Resume returns how many bytes from the start are there from an earlier attempt.
-	Resume() int64
-	// Commit verifies size and CRC, syncs and installs the segment.
-	Commit() error
-	// Close gives up for now; what was written can be resumed.
-	Close() error
-}
-
-type Chunk struct{}
-
-func (c *Chunk) Len() int64                         { panic("BUG: not yet") }
-func (c *Chunk) Next() int64                        { panic("BUG: not yet") }
-func (c *Chunk) WriteTo(w io.Writer) (int64, error) { panic("BUG: not yet") }
-func (c *Chunk) Bytes() ([]byte, error)             { panic("BUG: not yet") }
-func (c *Chunk) Release()                           { panic("BUG: not yet") }

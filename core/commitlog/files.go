@@ -1,0 +1,255 @@
+package commitlog
+
+import (
+	"errors"
+	"sync"
+
+	"sluice/core/vfs"
+)
+
+const (
+	// DefaultFiles is a limit for the logs of a node: half of what a process
+	// may have where the operator has set 10,000 or more.
+	DefaultFiles = 4096
+	// ownFiles is the limit of a log that was given no Files.
+	ownFiles = 16
+)
+
+// Files keeps files open between uses, for many logs together, and closes the
+// least recently used when there are more than its limit. Files in use (being
+// appended to this moment, or held by a Chunk) are never closed; should they
+// alone exceed the limit, then so does the number of open files.
+type Files struct {
+	limit   int
+	buffers sync.Pool // *[]byte, for appends and copies
+	mu      struct {
+		sync.Mutex
+		open int
+		idle handle // ring: idle.next is the most recent
+	}
+}
+
+// NewFiles returns a cache of at most limit idle open files.
+func NewFiles(limit int) *Files {
+	f := &Files{limit: max(limit, 1)}
+	f.mu.idle.prev, f.mu.idle.next = &f.mu.idle, &f.mu.idle
+	return f
+}
+
+// Open returns how many files are open now.
+func (f *Files) Open() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mu.open
+}
+
+func (f *Files) buffer() *[]byte {
+	if buf, ok := f.buffers.Get().(*[]byte); ok {
+		return buf
+	}
+	return new([]byte)
+}
+
+func (f *Files) putBuffer(buf *[]byte) {
+	if cap(*buf) <= bufferKeptMax {
+		f.buffers.Put(buf)
+	}
+}
+
+// handle is one file, open or not.
+//
+// Lock order: handle.mu, then Files.mu. A handle is closed by trim under
+// handle.mu after it has seen, under Files.mu, that nobody has it pinned. Who
+// pins it after that look waits for handle.mu and opens it again; who pinned
+// it before is seen.
+type handle struct {
+	files *Files
+	fs    vfs.FS
+	mu    sync.Mutex // opening, closing, and:
+	path  string
+	file  vfs.File
+	err   error // of a sync before closing: the file must not be used again
+	dirty bool  // written since the last sync
+
+	// Guarded by files.mu.
+	pins       int
+	isOpen     bool
+	dropped    bool // close at the last release
+	prev, next *handle
+}
+
+func (f *Files) handle(fsys vfs.FS, path string) *handle {
+	return &handle{files: f, fs: fsys, path: path}
+}
+
+// pin keeps the file open, if it is, until release.
+func (h *handle) pin() {
+	h.files.mu.Lock()
+	defer h.files.mu.Unlock()
+	h.pins++
+	h.unlinkIdle()
+}
+
+func (h *handle) unlinkIdle() {
+	if h.prev != nil {
+		h.prev.next, h.next.prev = h.next, h.prev
+		h.prev, h.next = nil, nil
+	}
+}
+
+// acquire pins the handle and returns its file, opened. The caller releases
+// it unless there is an error.
+func (h *handle) acquire() (vfs.File, error) {
+	h.pin()
+	return h.opened(h.fs.Open)
+}
+
+// create is acquire of a new or truncated file.
+func (h *handle) create() (vfs.File, error) {
+	h.pin()
+	return h.opened(h.fs.Create)
+}
+
+// opened returns the file of a pinned handle; on an error the pin is gone.
+func (h *handle) opened(open func(string) (vfs.File, error)) (vfs.File, error) {
+	file, err := h.openLocked(open)
+	if err != nil {
+		h.release()
+		return nil, err
+	}
+	return file, nil
+}
+
+func (h *handle) openLocked(open func(string) (vfs.File, error)) (vfs.File, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.err != nil {
+		return nil, h.err
+	}
+	if h.file != nil {
+		return h.file, nil
+	}
+	file, err := open(h.path)
+	if err != nil {
+		return nil, err
+	}
+	h.file = file
+	h.files.mu.Lock()
+	h.files.mu.open++
+	h.isOpen = true
+	h.files.mu.Unlock()
+	return file, nil
+}
+
+// wrote notes that the file has to be synced before it may be closed.
+func (h *handle) wrote() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.dirty = true
+}
+
+// sync makes the file durable. It does not block acquire.
+func (h *handle) sync() error {
+	file, err := h.acquire()
+	if err != nil {
+		return err
+	}
+	defer h.release()
+	h.mu.Lock()
+	h.dirty = false // what is written from here on sets it again
+	h.mu.Unlock()
+	if err := file.Sync(); err != nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.err = err
+		return err
+	}
+	return nil
+}
+
+// release undoes one pin.
+func (h *handle) release() {
+	f := h.files
+	f.mu.Lock()
+	h.pins--
+	if h.pins < 0 {
+		panic("BUG: file released more often than acquired")
+	}
+	idle := h.pins == 0 && h.isOpen
+	if idle && !h.dropped {
+		h.prev, h.next = &f.mu.idle, f.mu.idle.next
+		h.prev.next, h.next.prev = h, h
+	}
+	closing := idle && h.dropped
+	f.mu.Unlock()
+	if closing {
+		h.closeIdle(false)
+		return
+	}
+	f.trim()
+}
+
+// trim closes idle files until the limit is kept.
+func (f *Files) trim() {
+	for {
+		f.mu.Lock()
+		victim := f.mu.idle.prev
+		if f.mu.open <= f.limit || victim == &f.mu.idle {
+			f.mu.Unlock()
+			return
+		}
+		victim.unlinkIdle()
+		f.mu.Unlock()
+		victim.closeIdle(true)
+	}
+}
+
+// closeIdle closes the file unless somebody has pinned it. A file that has
+// unsynced writes is synced first: after close the kernel would have nobody
+// to tell that they failed.
+func (h *handle) closeIdle(sync bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.files.mu.Lock()
+	inUse := h.pins > 0 || !h.isOpen
+	h.files.mu.Unlock()
+	if inUse {
+		return
+	}
+	if sync && h.dirty {
+		h.err = h.file.Sync()
+		h.dirty = false
+	}
+	if err := h.file.Close(); sync {
+		h.err = errors.Join(h.err, err)
+	}
+	h.file = nil
+	h.files.mu.Lock()
+	h.files.mu.open--
+	h.isOpen = false
+	h.files.mu.Unlock()
+}
+
+// drop closes the file for good once nobody uses it; unsynced writes may be
+// lost.
+func (h *handle) drop() {
+	h.files.mu.Lock()
+	h.dropped = true
+	h.unlinkIdle()
+	idle := h.pins == 0 && h.isOpen
+	h.files.mu.Unlock()
+	if idle {
+		h.closeIdle(false)
+	}
+}
+
+// rename moves the file; whoever has it open keeps it.
+func (h *handle) rename(path string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.fs.Rename(h.path, path); err != nil {
+		return err
+	}
+	h.path = path
+	return nil
+}

@@ -1,0 +1,262 @@
+package commitlog
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"sluice/core/vfs"
+)
+
+// SegmentWriter fills a missing segment. It is for one goroutine.
+type SegmentWriter interface {
+	io.WriterAt
+	// Resume returns how many bytes from the start are there, from this or an
+	// earlier attempt.
+	Resume() int64
+	// Commit checks that all bytes are there and have the CRC they should,
+	// makes them durable and the segment readable. When the CRC is wrong, the
+	// error wraps ErrCorrupt and Resume is 0 again.
+	Commit() error
+	// Close gives up for now; what was written can be resumed.
+	Close() error
+}
+
+// WriteSegment opens the writer of a missing segment; info is one of Missing.
+// There is one writer for a segment at a time.
+func (l *Log) WriteSegment(info SegmentInfo) (SegmentWriter, error) {
+	l.mu.Lock()
+	_, s := l.segmentLocked(info.Base)
+	switch {
+	case l.mu.closed:
+		l.mu.Unlock()
+		return nil, ErrClosed
+	case s == nil || s.missing == nil || s.missing.want != info:
+		l.mu.Unlock()
+		return nil, fmt.Errorf("write segment %d: %w", info.Base, errReplaced)
+	case s.missing.writing:
+		l.mu.Unlock()
+		return nil, fmt.Errorf("write segment %d: it is being written", info.Base)
+	}
+	s.missing.writing = true
+	part := s.missing
+	l.mu.Unlock()
+	// Append may have to make the same file.
+	l.write.Lock()
+	defer l.write.Unlock()
+	file, err := l.openAppend(s)
+	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		part.writing = false
+		return nil, fmt.Errorf("write segment %d: %w", info.Base, err)
+	}
+	return &segmentWriter{l: l, s: s, part: part, file: file}, nil
+}
+
+type segmentWriter struct {
+	l      *Log
+	s      *segment
+	part   *missingPart
+	file   vfs.File
+	closed bool
+}
+
+func (w *segmentWriter) Resume() int64 {
+	w.l.mu.Lock()
+	defer w.l.mu.Unlock()
+	return w.part.resume
+}
+
+// currentLocked says whether the segment is still to be filled by this writer.
+func (w *segmentWriter) currentLocked() error {
+	switch {
+	case w.closed || w.l.mu.closed:
+		return ErrClosed
+	case w.s.dropped || w.s.missing != w.part:
+		return errReplaced
+	}
+	return nil
+}
+
+func (w *segmentWriter) current() error {
+	w.l.mu.Lock()
+	defer w.l.mu.Unlock()
+	return w.currentLocked()
+}
+
+func (w *segmentWriter) WriteAt(p []byte, off int64) (int, error) {
+	if err := w.current(); err != nil {
+		return 0, err
+	}
+	if off < 0 || off+int64(len(p)) > w.part.want.Bytes {
+		return 0, fmt.Errorf("write segment %d: %d bytes at %d are beyond its %d", w.s.base, len(p), off, w.part.want.Bytes)
+	}
+	w.s.data.wrote()
+	n, err := w.file.WriteAt(p, off)
+	w.l.mu.Lock()
+	defer w.l.mu.Unlock()
+	if off <= w.part.resume && err == nil {
+		w.part.resume = max(w.part.resume, off+int64(n))
+	}
+	return n, err
+}
+
+func (w *segmentWriter) Commit() error {
+	if err := w.current(); err != nil {
+		return err
+	}
+	if have := w.Resume(); have < w.part.want.Bytes {
+		return fmt.Errorf("commit segment %d: %d of %d bytes are there", w.s.base, have, w.part.want.Bytes)
+	}
+	if err := w.verify(); err != nil {
+		return fmt.Errorf("commit segment %d: %w", w.s.base, err)
+	}
+	if err := w.s.data.sync(); err != nil {
+		return fmt.Errorf("commit segment %d: sync: %w", w.s.base, err)
+	}
+	if err := w.install(); err != nil {
+		return fmt.Errorf("commit segment %d: %w", w.s.base, err)
+	}
+	return w.Close()
+}
+
+func (w *segmentWriter) verify() error {
+	sum, err := checksum(w.l.files, w.file, w.part.want.Bytes, nil)
+	if err == nil && sum != w.part.want.CRC {
+		err = fmt.Errorf("%w: %s: CRC %08x, want %08x", ErrCorrupt, w.file.Name(), sum, w.part.want.CRC)
+	}
+	if errors.Is(err, ErrCorrupt) {
+		w.l.mu.Lock()
+		defer w.l.mu.Unlock()
+		w.part.resume = 0
+	}
+	return err
+}
+
+// install gives the file its name and makes the segment readable. What was
+// appended behind the missing part meanwhile is made durable with it.
+func (w *segmentWriter) install() error {
+	l, s := w.l, w.s
+	l.write.Lock()
+	defer l.write.Unlock()
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if err := w.current(); err != nil {
+		return err
+	}
+	if err := s.data.sync(); err != nil {
+		return l.fail(fmt.Errorf("sync segment: %w", err))
+	}
+	if err := s.data.rename(l.path(s.base, dataSuffix)); err != nil {
+		return l.fail(err)
+	}
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return l.fail(err)
+	}
+	l.mu.Lock()
+	s.missing = nil
+	s.synced = s.bytes
+	s.index.off = false
+	last := s == l.mu.segments[len(l.mu.segments)-1]
+	l.mu.Unlock()
+	if last {
+		l.ensure(s)
+	}
+	return nil
+}
+
+func (w *segmentWriter) Close() error {
+	if w.closed {
+		return nil
+	}
+	w.closed = true
+	w.s.data.release()
+	w.l.mu.Lock()
+	defer w.l.mu.Unlock()
+	w.part.writing = false
+	return nil
+}
+
+// verifyBytes is how much Verify reads between two calls of pace.
+const verifyBytes = 256 << 10
+
+// checksum computes the CRC32C of the first n bytes of a file. pace, if not
+// nil, is called after each block with its size.
+func checksum(files *Files, file vfs.File, n int64, pace func(n int) error) (uint32, error) {
+	buf := files.buffer()
+	defer files.putBuffer(buf)
+	if cap(*buf) < verifyBytes {
+		*buf = make([]byte, verifyBytes)
+	}
+	var sum uint32
+	for at := int64(0); at < n; {
+		p := (*buf)[:min(verifyBytes, n-at)]
+		if err := readFull(file, p, at); err != nil {
+			return 0, err
+		}
+		sum = crc32.Update(sum, castagnoli, p)
+		at += int64(len(p))
+		if pace == nil {
+			continue
+		}
+		if err := pace(len(p)); err != nil {
+			return 0, err
+		}
+	}
+	return sum, nil
+}
+
+// Verify reads the segment with that base and compares its CRC with what it
+// was when it was appended. The error wraps ErrCorrupt when they differ. pace
+// is called now and then with the number of bytes read since the last call; it
+// may wait, and its error ends Verify.
+func (l *Log) Verify(base int64, pace func(n int) error) error {
+	l.mu.Lock()
+	_, s := l.segmentLocked(base)
+	if s == nil || s.missing != nil || l.mu.closed {
+		l.mu.Unlock()
+		return fmt.Errorf("verify segment %d: %w", base, ErrMissing)
+	}
+	info := s.info(base)
+	s.data.pin()
+	l.mu.Unlock()
+	file, err := s.data.opened(l.fs.Open)
+	if err != nil {
+		return fmt.Errorf("verify segment %d: %w", base, err)
+	}
+	defer s.data.release()
+	sum, err := checksum(l.files, file, info.Bytes, pace)
+	if err == nil && sum != info.CRC {
+		err = fmt.Errorf("%w: %s: CRC %08x, want %08x", ErrCorrupt, file.Name(), sum, info.CRC)
+	}
+	if err != nil {
+		return fmt.Errorf("verify segment %d: %w", base, err)
+	}
+	return nil
+}
+
+// ReadSegment returns bytes of a segment file as they are, for a peer that
+// fills its own with them: up to length, from position on; Next is -1.
+// ErrMissing when the log does not have that segment.
+func (l *Log) ReadSegment(base, position, length int64) (*Chunk, error) {
+	l.mu.Lock()
+	_, s := l.segmentLocked(base)
+	if s == nil || s.missing != nil || l.mu.closed {
+		l.mu.Unlock()
+		return nil, ErrMissing
+	}
+	length = min(length, s.bytes-position)
+	if position < 0 || length < 0 {
+		l.mu.Unlock()
+		return nil, ErrOutOfRange
+	}
+	s.data.pin()
+	l.mu.Unlock()
+	file, err := s.data.opened(l.fs.Open)
+	if err != nil {
+		return nil, fmt.Errorf("read segment %d: %w", base, err)
+	}
+	return &Chunk{h: s.data, file: file, position: position, length: length, next: -1}, nil
+}

@@ -1,0 +1,205 @@
+package commitlog
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+)
+
+// Read returns the whole batches from the one that contains offset on: as
+// many as fit in maxBytes, but at least one, none with an offset at or above
+// end, and all of one segment. The first may begin below offset. At end, or
+// at the end of the log, the chunk is nil. The caller releases it.
+//
+// The error is ErrOutOfRange when offset is below Start or above End,
+// ErrMissing when the segment has yet to be fetched, and wraps ErrCorrupt when
+// the file is damaged where it was looked at: what a chunk carries is not
+// checked.
+func (l *Log) Read(offset, maxBytes, end int64) (*Chunk, error) {
+	v, err := l.view(offset, end)
+	if err != nil || v.s == nil {
+		return nil, err
+	}
+	file, err := v.s.data.opened(l.fs.Open)
+	if errors.Is(err, fs.ErrNotExist) && offset < l.Start() {
+		return nil, ErrOutOfRange // unlinked since
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read: %w", err)
+	}
+	c := &Chunk{h: v.s.data, file: file}
+	if err := l.locate(c, v, offset, maxBytes); err != nil {
+		c.Release()
+		return nil, fmt.Errorf("read offset %d: %w", offset, err)
+	}
+	if c.length == 0 {
+		c.Release()
+		return nil, nil
+	}
+	l.remember(hint{offset: c.next, base: v.s.base, position: c.position + c.length})
+	return c, nil
+}
+
+// view is the immutable part of the log that one read sees.
+type view struct {
+	s        *segment // its data pinned, not yet opened; nil: nothing to read
+	bytes    int64
+	next     int64
+	end      int64
+	position int64 // where offset begins, if a hint knows, else -1
+}
+
+func (l *Log) view(offset, end int64) (view, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.mu.closed:
+		return view{}, ErrClosed
+	case offset < l.mu.start || offset > l.mu.end:
+		return view{}, ErrOutOfRange
+	}
+	end = min(end, l.mu.end)
+	s := l.findLocked(offset)
+	if offset >= end || s == nil {
+		return view{}, nil
+	}
+	if s.missing != nil {
+		return view{}, ErrMissing
+	}
+	s.data.pin()
+	return view{s: s, bytes: s.bytes, next: s.next, end: end, position: l.recallLocked(s, offset)}, nil
+}
+
+func (l *Log) recallLocked(s *segment, offset int64) int64 {
+	if offset == s.base {
+		return 0
+	}
+	if l.mu.hints == nil {
+		return -1
+	}
+	for _, h := range l.mu.hints {
+		if h.offset == offset && h.base == s.base && h.position > 0 && h.position < s.bytes {
+			return h.position
+		}
+	}
+	return -1
+}
+
+func (l *Log) remember(h hint) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.hints == nil {
+		l.mu.hints = new([hintsMax]hint)
+	}
+	for i := range l.mu.hints {
+		if l.mu.hints[i] == h {
+			return
+		}
+	}
+	l.mu.hints[l.mu.hintNext] = h
+	l.mu.hintNext = (l.mu.hintNext + 1) % hintsMax
+}
+
+// locate fills the chunk's position, length and next. A damaged index is
+// passed by once: then the search begins at the segment's start.
+func (l *Log) locate(c *Chunk, v view, offset, maxBytes int64) error {
+	buf := l.files.buffer()
+	defer l.files.putBuffer(buf)
+	scan := scanner{file: c.file, limit: v.bytes, buf: (*buf)[:0]}
+	defer func() { *buf = scan.buf }()
+	if err := l.seek(&scan, v, offset); err != nil {
+		return err
+	}
+	c.position, c.next = scan.pos, offset
+	head, size, err := scan.header()
+	if err == io.EOF { //nolint:errorlint // header returns it bare at the limit
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if head.NextOffset() > v.end {
+		return nil
+	}
+	c.next = head.NextOffset()
+	scan.skip(size)
+	if v.bytes-c.position <= maxBytes && v.end >= v.next {
+		c.length, c.next = v.bytes-c.position, v.next
+		return nil
+	}
+	return l.extend(c, &scan, v, maxBytes)
+}
+
+// seek moves the scanner to the batch that contains offset, or the first
+// after it.
+func (l *Log) seek(scan *scanner, v view, offset int64) error {
+	if v.position >= 0 {
+		scan.pos = v.position
+		return nil
+	}
+	l.ensure(v.s)
+	e, err := l.search(v.s.index, func(e entry) bool { return e.offset <= offset && e.position < v.bytes })
+	if err == nil {
+		scan.pos = e.position
+		head, _, headErr := scan.header()
+		if headErr != nil || head.BaseOffset() != e.offset && e.position > 0 {
+			err = fmt.Errorf("%w: no batch with offset %d at %d", errIndex, e.offset, e.position)
+		}
+	}
+	if err != nil {
+		l.giveUp(v.s.index)
+		scan.pos = 0
+	}
+	return scan.forward(offset)
+}
+
+// giveUp stops using an index that was wrong; opening the log again makes it
+// anew.
+func (l *Log) giveUp(x *index) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x.giveUpLocked()
+}
+
+// forward skips the batches that end at or before offset.
+func (s *scanner) forward(offset int64) error {
+	for {
+		head, size, err := s.header()
+		if err == io.EOF { //nolint:errorlint // header returns it bare at the limit
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if head.NextOffset() > offset {
+			return nil
+		}
+		s.skip(size)
+	}
+}
+
+// extend adds whole batches to the chunk, whose first the scanner has passed.
+func (l *Log) extend(c *Chunk, scan *scanner, v view, maxBytes int64) error {
+	limit := min(c.position+maxBytes, v.bytes)
+	e, err := l.search(v.s.index, func(e entry) bool { return e.position <= limit && e.offset <= v.end })
+	if err == nil && e.position > scan.pos {
+		scan.pos, c.next = e.position, e.offset
+	}
+	for {
+		head, size, err := scan.header()
+		if err == io.EOF { //nolint:errorlint // header returns it bare at the limit
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if scan.pos+size > limit || head.NextOffset() > v.end {
+			break
+		}
+		c.next = head.NextOffset()
+		scan.skip(size)
+	}
+	c.length = scan.pos - c.position
+	return nil
+}
