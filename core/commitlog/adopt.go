@@ -1,9 +1,6 @@
 package commitlog
 
-import (
-	"errors"
-	"fmt"
-)
+import "fmt"
 
 // Adopt makes the log what the manifest says, without closing it, and returns
 // the segments that have to be fetched with WriteSegment. A segment that the
@@ -215,4 +212,4 @@ func (l *Log) segmentLocked(base int64) (int, *segment) {
 }
 
 // errReplaced is returned by a writer whose segment the log no longer misses.
-var errReplaced = errors.New("segment is not missing any more")
+var errReplaced = fmt.Errorf("%w: the log does not miss such a segment", ErrOutOfRange)

@@ -24,8 +24,16 @@ type SegmentWriter interface {
 }
 
 // WriteSegment opens the writer of a missing segment; info is one of Missing.
-// There is one writer for a segment at a time.
+// A segment that is there is set aside first, as Quarantine does: to fetch it
+// again is to say that it is damaged. There is one writer for a segment at a
+// time. The error wraps ErrOutOfRange when the log has no such segment (any
+// more).
 func (l *Log) WriteSegment(info SegmentInfo) (SegmentWriter, error) {
+	if l.isHere(info) {
+		if _, err := l.Quarantine(info.Base); err != nil {
+			return nil, err
+		}
+	}
 	l.mu.Lock()
 	_, s := l.segmentLocked(info.Base)
 	switch {
@@ -53,6 +61,13 @@ func (l *Log) WriteSegment(info SegmentInfo) (SegmentWriter, error) {
 		return nil, fmt.Errorf("write segment %d: %w", info.Base, err)
 	}
 	return &segmentWriter{l: l, s: s, part: part, file: file}, nil
+}
+
+func (l *Log) isHere(info SegmentInfo) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, s := l.segmentLocked(info.Base)
+	return s != nil && s.missing == nil && s.info(s.base) == info
 }
 
 type segmentWriter struct {

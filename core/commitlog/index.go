@@ -334,9 +334,9 @@ func (l *Log) writeIndex(x *index, p []byte, at int64) error {
 // holder of Log.sync calls it. With seal, the index is made durable too.
 func (l *Log) writeMark(x *index, t tally, seal bool) {
 	l.mu.Lock()
-	off, slot := x.off, x.markSlot
+	unused, slot := x.off || !x.ready, x.markSlot
 	l.mu.Unlock()
-	if off {
+	if unused {
 		return
 	}
 	err := l.writeIndex(x, x.appendMark(nil, t), markAt+slot*markSize)

@@ -458,7 +458,7 @@ func (l *Log) Sync() (end int64, err error) {
 	}
 	for _, d := range l.dirty {
 		if d.closed || d.t.bytes-d.s.index.markPos >= markBytes {
-			l.writeMark(d.s.index, d.t, d.closed)
+			l.writeMark(d.s.index, d.t, d.closed) // does nothing for an index that is not in use
 		}
 	}
 	l.mu.Lock()

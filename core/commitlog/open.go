@@ -275,7 +275,9 @@ func (l *Log) prepareLast(s *segment) error {
 // removed. Segments whose files are absent or too short are returned, to be
 // fetched with WriteSegment; the log is open and can be appended to, but a
 // read there returns ErrMissing. Nothing is scanned; what is inside a file of
-// the right size is for Verify to find out.
+// the right size is for Verify to find out. That all of it is durable is
+// believed too, as far as Synced is concerned, but the first Sync syncs every
+// file, in case the manifest came from elsewhere.
 func OpenAt(fsys vfs.FS, dir string, c Config, m Manifest) (*Log, []SegmentInfo, error) {
 	if err := m.validate(); err != nil {
 		return nil, nil, err
@@ -297,7 +299,7 @@ func (l *Log) restore(f found, m Manifest) error {
 	for i, info := range m.Segments {
 		named[info.Base] = true
 		s := l.newSegment(info.Base)
-		s.tally, s.synced = tallyOf(info), info.Bytes
+		s.tally = tallyOf(info)
 		l.mu.segments = append(l.mu.segments, s)
 		if err := l.restoreSegment(f, s, info, i == len(m.Segments)-1); err != nil {
 			return err
