@@ -25,6 +25,8 @@ type Group struct {
 	raftLog   *raftLogger
 	heartbeat time.Duration
 
+	maxUnapplied int64 // maxUnappliedBytes, but in tests
+
 	log     *raftlog.Store
 	points  *checkpoints
 	fsm     *fsm
@@ -62,7 +64,7 @@ type Group struct {
 
 func openGroup(n *Node, id meta.ShardID, sm StateMachine) (*Group, error) {
 	g := &Group{
-		node: n, id: id, sm: sm, slog: n.log.With("shard", uint64(id)), heartbeat: n.o.Heartbeat,
+		node: n, id: id, sm: sm, slog: n.log.With("shard", uint64(id)), heartbeat: n.o.Heartbeat, maxUnapplied: maxUnappliedBytes,
 		due: make(chan struct{}, 1), again: make(chan struct{}, 1), gone: make(chan struct{}),
 		failed: make(chan struct{}), current: make(chan struct{}), watched: make(chan struct{}),
 	}
@@ -101,22 +103,50 @@ func (g *Group) run(r *replica, fresh bool) {
 		g.watch()
 	}()
 	g.wg.Go(g.checkpointWhenDue)
-	if g.electNow(fresh) {
-		r.elect()
+	if others := g.electNow(fresh); others != nil {
+		g.wg.Go(func() { g.electWhenReady(r, others) })
 	}
 }
 
 // electNow tells whether to skip the first election timeout: alone, or as the preferred leader of a
 // shard that has just been founded, nobody else needs to be waited for.
-func (g *Group) electNow(fresh bool) bool {
+// It returns the other voters then, nil otherwise.
+func (g *Group) electNow(fresh bool) []raft.ServerAddress {
 	servers := g.raft().GetConfiguration().Configuration().Servers
-	var voters []raft.ServerID
+	voters := []raft.ServerAddress{}
 	for _, s := range servers {
 		if s.Suffrage == raft.Voter {
-			voters = append(voters, s.ID)
+			voters = append(voters, s.Address)
 		}
 	}
-	return len(voters) > 0 && voters[0] == serverID(g.node.o.Self) && (fresh || len(voters) == 1)
+	if len(voters) == 0 || voters[0] != serverAddress(g.node.o.Self) || (!fresh && len(voters) > 1) {
+		return nil
+	}
+	return voters[1:]
+}
+
+// electWhenReady stands for election as soon as enough others have opened their replicas. A failed
+// election would only delay the next. After one heartbeat timeout the library does it by itself.
+func (g *Group) electWhenReady(r *replica, others []raft.ServerAddress) {
+	ctx, cancel := context.WithTimeout(g.ctx, g.heartbeat)
+	defer cancel()
+	for {
+		ready := 0
+		for _, to := range others {
+			if c, err := g.node.dialRaft(ctx, g.id, to); err == nil {
+				ready++
+				c.Close()
+			}
+		}
+		if ready >= (len(others)+1)/2 {
+			r.elect()
+			return
+		}
+		pause(ctx, electPoll)
+		if _, _, known := g.Leader(); known || ctx.Err() != nil {
+			return
+		}
+	}
 }
 
 // wrote is told of every synced write of the log.

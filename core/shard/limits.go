@@ -50,8 +50,8 @@ const (
 	verifyInterval = 2 * time.Millisecond
 	// inSyncWindow is how long a member stays in sync without having been seen caught up.
 	inSyncWindow = time.Second
-	// checkpointInterval is how often the size of the log since the last checkpoint is looked at.
-	checkpointInterval = 250 * time.Millisecond
+	// electPoll is how often the preferred leader of a new shard looks for the other replicas.
+	electPoll = 10 * time.Millisecond
 	// stopTimeout bounds each step of a clean stop; what is not done then is done after the start.
 	stopTimeout = 5 * time.Second
 	// trailingFactor times the checkpoint interval is kept of the log at most while a member is

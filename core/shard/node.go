@@ -181,14 +181,27 @@ func (n *Node) Groups() []*Group {
 	return groups
 }
 
+// Stop stops a replica cleanly and leaves its files: it can be opened again, for example one that
+// failed and whose disk has room again.
+func (n *Node) Stop(id meta.ShardID) {
+	if g := n.take(id); g != nil {
+		g.stopCleanly()
+	}
+}
+
+// take makes the group unknown to others.
+func (n *Node) take(id meta.ShardID) *Group {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	g := n.mu.groups[id]
+	delete(n.mu.groups, id)
+	return g
+}
+
 // Remove stops the replica if it is open and deletes what it has on disk. The caller has made sure
 // that the replica is no longer a member (guard 7 in DESIGN.md).
 func (n *Node) Remove(id meta.ShardID) error {
-	n.mu.Lock()
-	g := n.mu.groups[id]
-	delete(n.mu.groups, id)
-	n.mu.Unlock()
-	if g != nil {
+	if g := n.take(id); g != nil {
 		g.halt()
 	}
 	return n.removeDir(id)

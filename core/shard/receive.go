@@ -219,7 +219,7 @@ func (g *Group) refuseInstall(index, _ uint64) bool {
 // unappliedTooMuch tells whether so much that is committed waits for the state machine that no
 // further entries should be accepted.
 func (g *Group) unappliedTooMuch() bool {
-	return g.log.Span(g.fsm.applied.Load(), g.raft().CommitIndex()) > maxUnappliedBytes
+	return g.log.Span(g.fsm.applied.Load(), g.raft().CommitIndex()) > g.maxUnapplied
 }
 
 // member tells whether this replica is in the configuration that it knows. Without one the library

@@ -64,6 +64,7 @@ func (g *Group) start() (r *replica, err error) {
 	}
 	r.store.running.Store(true)
 	g.cur.Store(r)
+	close(r.trans.ready)
 	r.raft.RegisterObserver(raft.NewObserver(r.events, false, observed))
 	go r.trans.pump(r.quit)
 	return r, nil

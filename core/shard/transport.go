@@ -26,6 +26,7 @@ type transport struct {
 	g      *Group
 	stream *stream
 
+	ready    chan struct{} // the group knows its replica
 	out      chan raft.RPC // to Raft
 	installs chan install  // received checkpoints
 	stopped  chan struct{} // pump has ended
@@ -49,6 +50,7 @@ func newTransport(g *Group) *transport {
 		NetworkTransport: raft.NewNetworkTransportWithConfig(bulk),
 		quick:            raft.NewNetworkTransportWithConfig(quick),
 		g:                g, stream: s,
+		ready:    make(chan struct{}),
 		out:      make(chan raft.RPC),
 		installs: make(chan install),
 		stopped:  make(chan struct{}),
@@ -70,6 +72,7 @@ func (t *transport) Close() error {
 // mayLead refuses to speak as a leader while the log cannot be written: heartbeats have a goroutine
 // of their own in the library, so that a leader with a hung disk would stay one for ever.
 func (t *transport) mayLead() error {
+	<-t.ready
 	if t.g.log.Busy() > t.g.heartbeat {
 		return errSlowDisk
 	}
@@ -172,7 +175,7 @@ func (t *transport) SetHeartbeatHandler(fn func(raft.RPC)) {
 		select {
 		case r := <-answer:
 			if a, ok := r.Response.(*raft.AppendEntriesResponse); ok {
-				a.Addr = []byte(t.mark())
+				a.RPCHeader.Addr = []byte(t.mark())
 			}
 			rpc.RespChan <- r
 		default: // the library ignores heartbeats while it shuts down
