@@ -163,7 +163,11 @@ func (g *Gateway) Run(ctx context.Context) error {
 	telling := make(chan struct{})
 	go func() { defer close(telling); g.journal.Run(serving) }()
 	httpDone, mqttDone := make(chan error, 1), make(chan error, 1)
-	go func() { httpDone <- g.http.Run(serving) }()
+	go func() {
+		err := g.http.Run(serving)
+		stopServing(err)
+		httpDone <- err
+	}()
 	go func() {
 		// The MQTT server stops in two steps around the buffer's end: first it reads no more, then it writes the last
 		// acknowledgements and closes.

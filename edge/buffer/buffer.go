@@ -173,6 +173,9 @@ func (b *Buffer) Log() *commitlog.Log { return b.log }
 // Synced is the offset after the last record that is on disk.
 func (b *Buffer) Synced() int64 { return b.synced.Load() }
 
+// SegmentBytes is the unit in which the log gives back what is confirmed.
+func (b *Buffer) SegmentBytes() int64 { return b.o.SegmentBytes }
+
 // Appended returns a channel that is closed after the next sync of new records; fetch it before looking at Synced.
 func (b *Buffer) Appended() <-chan struct{} {
 	b.mu.Lock()

@@ -72,7 +72,7 @@ func (b *Buffer) dropFirst(ctx context.Context, cause string) bool {
 	return true
 }
 
-// gaps counts the messages of [from, to) by core topic and device.
+// gaps counts the messages of [from, to) by core topic and device. A gap record among them is told again as part of the new one.
 func (b *Buffer) gaps(from, to int64, cause string) (map[gapKey]*Gap, error) {
 	gaps := map[gapKey]*Gap{}
 	err := b.scan(from, to, func(offset, timestampMs int64, r record.Record) error {
@@ -80,20 +80,39 @@ func (b *Buffer) gaps(from, to int64, cause string) (map[gapKey]*Gap, error) {
 		if !ok {
 			return nil
 		}
-		k := gapKey{topic, device(r)}
+		one, err := gapOf(r, offset, timestampMs)
+		if err != nil {
+			return fmt.Errorf("gap record at offset %d: %w", offset, err)
+		}
+		k := gapKey{topic, one.Device}
 		if gaps[k] == nil && len(gaps) >= gapDevicesMax {
-			k.device = ""
+			k.device, one.Device = "", ""
 		}
-		g := gaps[k]
-		if g == nil {
-			g = &Gap{Device: k.device, Cause: cause, FirstOffset: offset, FirstTimeMs: timestampMs}
-			gaps[k] = g
+		if gaps[k] == nil {
+			one.Cause = cause
+			gaps[k] = &one
+			return nil
 		}
-		g.Count++
-		g.LastOffset, g.LastTimeMs = offset, timestampMs
+		gaps[k].add(one)
 		return nil
 	})
 	return gaps, err
+}
+
+// gapOf is what is missing when r is: one message, or those that it tells of.
+func gapOf(r record.Record, offset, timestampMs int64) (Gap, error) {
+	if len(r.Headers) < 2 || r.Headers[1].Key != HeaderGap {
+		return Gap{Device: device(r), Count: 1, FirstOffset: offset, LastOffset: offset, FirstTimeMs: timestampMs, LastTimeMs: timestampMs}, nil
+	}
+	var v struct{ Gap Gap }
+	err := json.Unmarshal(r.Value, &v)
+	return v.Gap, err
+}
+
+func (g *Gap) add(o Gap) {
+	g.Count += o.Count
+	g.FirstOffset, g.LastOffset = min(g.FirstOffset, o.FirstOffset), max(g.LastOffset, o.LastOffset)
+	g.FirstTimeMs, g.LastTimeMs = min(g.FirstTimeMs, o.FirstTimeMs), max(g.LastTimeMs, o.LastTimeMs)
 }
 
 // coreTopic is the topic that a record goes to; false for the gateway's own records.

@@ -74,24 +74,25 @@ func (b *Buffer) floor() int64 {
 func (b *Buffer) keep(ctx context.Context) {
 	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
+	b.watchDisk()
 	for {
 		b.look(ctx)
 		select {
 		case <-b.trim:
-		case <-tick.C:
+		case now := <-tick.C:
+			b.watchDisk()
+			if b.o.BudgetAge > 0 {
+				b.dropAged(ctx, now)
+			}
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// look does one round of keeping.
+// look gives back what may go.
 func (b *Buffer) look(ctx context.Context) {
 	b.trimConfirmed()
-	b.watchDisk()
-	if b.o.BudgetAge > 0 {
-		b.dropAged(ctx, time.Now())
-	}
 	over := b.overBudget()
 	if over && b.o.WhenFull == DropOldest {
 		b.dropOldest(ctx)

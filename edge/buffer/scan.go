@@ -36,7 +36,7 @@ func (b *Buffer) scan(from, to int64, fn func(offset, timestampMs int64, r recor
 }
 
 func (b *Buffer) scanChunk(from, to int64, fn func(offset, timestampMs int64, r record.Record) error) (int64, error) {
-	chunk, err := b.log.Read(from, scanBytes, to)
+	chunk, err := b.log.Read(from, scanBytes, b.log.End()) // whole batches: to may lie within one
 	if err != nil {
 		return 0, err
 	}

@@ -118,7 +118,7 @@ func (j *Journal) Run(ctx context.Context) {
 		if now < told { // segments went
 			told = now
 		}
-		if now-told < checkpointBytes {
+		if now-told < min(checkpointBytes, j.buffer.SegmentBytes()) { // the log goes by segments, and not above the floor
 			continue
 		}
 		if err := j.Checkpoint(ctx); err != nil {

@@ -16,6 +16,7 @@ type Config struct {
 	WebSocket WebSocketConfig `yaml:"webSocket"`
 
 	MaxConnections    int           `yaml:"maxConnections"`
+	MaxSessions       int           `yaml:"maxSessions"`    // with and without a connection
 	MaxPacketBytes    int           `yaml:"maxPacketBytes"` // of one packet from a device
 	ReceiveMaximum    int           `yaml:"receiveMaximum"` // unacknowledged messages of one device; one of MQTT 3.1.1 is not read further
 	TopicAliasMaximum int           `yaml:"topicAliasMaximum"`
@@ -52,6 +53,7 @@ func Default() Config {
 		Listen:            "127.0.0.1:1883",
 		WebSocket:         WebSocketConfig{Listen: "127.0.0.1:8083", Path: "/mqtt"},
 		MaxConnections:    20_000,
+		MaxSessions:       100_000,
 		MaxPacketBytes:    1 << 20,
 		ReceiveMaximum:    1024,
 		TopicAliasMaximum: 64,
@@ -96,6 +98,7 @@ func (c *Config) validateBounds() error {
 		lowest, most int
 	}{
 		{"maxConnections", c.MaxConnections, 1, 1_000_000},
+		{"maxSessions", c.MaxSessions, 1, 10_000_000},
 		{"maxPacketBytes", c.MaxPacketBytes, 128, packetBytesMax},
 		{"receiveMaximum", c.ReceiveMaximum, 1, 65535},
 		{"topicAliasMaximum", c.TopicAliasMaximum, 0, 65535},

@@ -25,6 +25,10 @@ func (c *conn) connect(first byte, body []byte) error {
 	}
 	ack := c.limits(p)
 	sess, present := c.server.attach(c, p)
+	if sess == nil {
+		c.server.metrics.denied.Inc()
+		return c.refuseConnect(packets.ErrServerBusy)
+	}
 	c.session = sess
 	ack.SessionPresent = present
 	c.write(func(b []byte) []byte { return append(b, encode(ack)...) })
@@ -150,7 +154,7 @@ func (c *conn) refuseConnect(code packets.Code) error {
 	return refused(code)
 }
 
-// attach gives the connection its session; an older connection of the same client ends.
+// attach gives the connection its session; an older connection of the same client ends. There is no session when there are too many.
 func (s *Server) attach(c *conn, p *connectPacket) (sess *session, present bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,6 +167,9 @@ func (s *Server) attach(c *conn, p *connectPacket) (sess *session, present bool)
 		sess = nil
 	}
 	present = sess != nil
+	if sess == nil && len(s.mu.sessions) >= s.config.MaxSessions {
+		return nil, false
+	}
 	if sess == nil {
 		sess = newSession(s, p.Connect.ClientIdentifier)
 		s.mu.sessions[sess.id] = sess

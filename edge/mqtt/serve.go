@@ -235,10 +235,11 @@ func (c *conn) store(p *publishPacket) error {
 	e.Owner, e.Note = nil, e.Note[:0]
 	switch p.qos {
 	case 0:
-		if err := c.server.door.Put(&c.input, &c.scratch); err != nil && !errors.Is(err, buffer.ErrFull) {
-			return err
+		err := c.server.door.Put(&c.input, &c.scratch)
+		if errors.Is(err, buffer.ErrFull) { // it became full after flow had looked
+			return c.refuse(p, packets.ErrQuotaExceeded)
 		}
-		return nil
+		return err
 	case 1:
 		return c.store1(p, in)
 	}

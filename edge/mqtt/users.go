@@ -115,7 +115,7 @@ func parseHash(text string) (h passwordHash, err error) {
 	rest, ok := strings.CutPrefix(text, hashPrefix)
 	parts := strings.Split(rest, "$")
 	if !ok || len(parts) != 3 {
-		return h, errors.New("want $pbkdf2-sha256$iterations$salt$key, as `sluice edge hash-password` prints it")
+		return h, errors.New("want $pbkdf2-sha256$iterations$salt$key, salt and key in base64 without padding")
 	}
 	if h.iterations, err = strconv.Atoi(parts[0]); err != nil || h.iterations < 1 || h.iterations > 10_000_000 {
 		return h, errors.New("the number of iterations is not one from 1 to 10000000")
