@@ -19,10 +19,19 @@ func (b *Broker) autoCreate(ctx context.Context, names []string) map[string]int1
 	ctx, cancel := context.WithTimeout(ctx, autoCreateTimeout)
 	defer cancel()
 	refused := make(map[string]int16)
-	topics := make([]meta.NewTopic, len(names))
-	for i, name := range names {
-		topics[i] = meta.NewTopic{Name: name, Partitions: -1, ReplicationFactor: -1}
-		refused[name] = codeLeaderNotAvailable // until it is known better: the client asks again
+	var topics []meta.NewTopic
+	for _, name := range names {
+		switch name {
+		case meta.OffsetsTopic: // has settings of its own
+			if _, err := b.groups().ensureTopic(ctx); err != nil {
+				refused[name] = codeLeaderNotAvailable
+			}
+		case meta.TransactionTopic: // belongs to what this release does not have
+			refused[name] = codeUnknownTopicOrPartition
+		default:
+			topics = append(topics, meta.NewTopic{Name: name, Partitions: -1, ReplicationFactor: -1})
+			refused[name] = codeLeaderNotAvailable // until it is known better: the client asks again
+		}
 	}
 	for _, r := range b.ctl.CreateTopics(ctx, topics, false) {
 		switch {

@@ -1,0 +1,204 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/goleak"
+
+	"sluice/core/controller"
+	"sluice/core/kafka"
+	"sluice/core/meta"
+	"sluice/core/vfs"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// testTimeout bounds what a test waits for; it is far above what anything takes.
+const testTimeout = 60 * time.Second
+
+// testCluster is one to three nodes in this process, on real sockets and a real file system.
+type testCluster struct {
+	t     testing.TB
+	nodes []*testNode
+}
+
+// testNode is one node. It keeps its directory and addresses when it is stopped and started again.
+type testNode struct {
+	t        testing.TB
+	id       meta.NodeID
+	dir      string
+	kafka    string // address for clients
+	internal string // address for nodes
+	join     []string
+
+	ctl    *controller.Controller
+	broker *Broker
+	stop   func() error
+}
+
+// startCluster starts n nodes in racks rack1 to rack3, ids from 1 on, and waits until all of them serve. They stop with the test.
+func startCluster(t testing.TB, n int) *testCluster {
+	t.Helper()
+	c := &testCluster{t: t}
+	dir := t.TempDir()
+	for i := range n {
+		node := &testNode{t: t, id: meta.NodeID(i + 1), dir: filepath.Join(dir, fmt.Sprint("node", i+1)), kafka: "127.0.0.1:0", internal: "127.0.0.1:0"}
+		if i > 0 {
+			node.join = []string{c.nodes[0].internal}
+		}
+		c.nodes = append(c.nodes, node)
+		node.start()
+	}
+	t.Cleanup(c.stop)
+	c.awaitLive()
+	return c
+}
+
+// awaitLive waits until the cluster would place a topic on all its nodes: one that has just joined counts once it has answered the metadata's leader.
+func (c *testCluster) awaitLive() {
+	c.t.Helper()
+	ctx, probe := testContext(c.t), []meta.NewTopic{{Name: "probe", Partitions: 1, ReplicationFactor: int16(len(c.nodes))}}
+	for {
+		r := c.nodes[0].ctl.CreateTopics(ctx, probe, true)
+		if len(r) == 1 && r[0].Err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			c.t.Fatalf("the nodes do not come together: %+v", r)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// start starts the node and waits until it serves.
+func (n *testNode) start() {
+	n.t.Helper()
+	log := slog.New(slog.NewTextHandler(testLog{n.t, n.id}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	l, err := Listen("PLAINTEXT", n.kafka, nil)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	addr := l.Addr().(*net.TCPAddr)
+	n.kafka = addr.String()
+	n.ctl, err = controller.Open(controller.Options{
+		FS: vfs.OS, DataDir: n.dir, Listen: n.internal, Join: n.join, Logger: log,
+		Self: meta.Node{ID: n.id, Rack: fmt.Sprint("rack", n.id), KafkaHost: addr.IP.String(), KafkaPort: int32(addr.Port)},
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.internal = n.ctl.Addr()
+	if n.broker, err = New(Options{Controller: n.ctl, Listeners: []kafka.Listener{l}, Logger: log}); err != nil {
+		n.t.Fatal(err)
+	}
+	n.run()
+	select {
+	case <-n.broker.Ready():
+	case <-time.After(testTimeout):
+		n.t.Fatalf("node %d is not ready", n.id)
+	}
+}
+
+// run starts controller and broker; stop ends the broker first, as a process does.
+func (n *testNode) run() {
+	ctlCtx, stopCtl := context.WithCancel(context.Background())
+	brokerCtx, stopBroker := context.WithCancel(context.Background())
+	ctlDone, brokerDone := make(chan error, 1), make(chan error, 1)
+	go func() { ctlDone <- n.ctl.Run(ctlCtx) }()
+	go func() { brokerDone <- n.broker.Run(brokerCtx) }()
+	n.stop = sync.OnceValue(func() error {
+		stopBroker()
+		err := <-brokerDone
+		stopCtl()
+		return errors.Join(err, <-ctlDone)
+	})
+}
+
+func (c *testCluster) stop() {
+	var wg sync.WaitGroup
+	for _, n := range c.nodes {
+		wg.Go(func() {
+			if err := n.stop(); err != nil {
+				c.t.Errorf("node %d stopped: %v", n.id, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// bootstrap returns the addresses for clients.
+func (c *testCluster) bootstrap() []string {
+	var out []string
+	for _, n := range c.nodes {
+		out = append(out, n.kafka)
+	}
+	return out
+}
+
+// node returns a node by id.
+func (c *testCluster) node(id int32) *testNode { return c.nodes[id-1] }
+
+// client returns a client of the cluster; it closes with the test.
+func (c *testCluster) client(opts ...kgo.Opt) *kgo.Client {
+	c.t.Helper()
+	cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(c.bootstrap()...)}, opts...)...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(cl.Close)
+	return cl
+}
+
+// admin returns an administrator's client.
+func (c *testCluster) admin() *kadm.Client { return kadm.NewClient(c.client()) }
+
+// create creates a topic with as many replicas as there are nodes, or fails the test.
+func (c *testCluster) create(topic string, partitions int32, configs map[string]string) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	values := make(map[string]*string)
+	for k, v := range configs {
+		values[k] = &v
+	}
+	adm := c.admin()
+	r, err := adm.CreateTopic(ctx, partitions, int16(len(c.nodes)), values, topic)
+	if err == nil {
+		err = r.Err
+	}
+	if err != nil {
+		c.t.Fatalf("create %s: %v %s", topic, err, r.ErrMessage)
+	}
+}
+
+// testLog writes a node's log to the test's; after the test it is silent.
+type testLog struct {
+	t  testing.TB
+	id meta.NodeID
+}
+
+func (l testLog) Write(b []byte) (int, error) {
+	if testing.Verbose() {
+		l.t.Logf("node %d: %s", l.id, strings.TrimSpace(string(b)))
+	}
+	return len(b), nil
+}
+
+// testContext ends when a test has waited too long.
+func testContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	t.Cleanup(cancel)
+	return ctx
+}
