@@ -43,7 +43,7 @@ func options(id meta.NodeID, join ...string) Options {
 	return Options{
 		FS: vfs.NewMem(), DataDir: "/data", Listen: "127.0.0.1:0", Join: join,
 		Self:              meta.Node{ID: id, KafkaHost: "localhost", KafkaPort: 9000 + int32(id), Rack: fmt.Sprint("rack", id)},
-		RetentionInterval: 100 * time.Millisecond, PreferredDelay: 500 * time.Millisecond, Logger: testLogger(id),
+		RetentionInterval: 100 * time.Millisecond, PreferredDelay: 3 * time.Second, Logger: testLogger(id),
 	}
 }
 

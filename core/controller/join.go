@@ -24,8 +24,12 @@ const (
 	takeOverWait = fenceAfter + 2*time.Second
 )
 
-// ErrRefused is returned when the cluster does not want this node: its id is in use.
-var ErrRefused = errors.New("cluster refused this node")
+var (
+	// ErrRefused is returned when the cluster does not want this node: its id is in use.
+	ErrRefused = errors.New("cluster refused this node")
+	// errNotFounded is returned while the first leader has not yet committed the cluster's id.
+	errNotFounded = errors.New("the cluster is being founded")
+)
 
 type joinRequest struct {
 	Node meta.Node `cbor:"1,keyasint"`
@@ -219,6 +223,9 @@ func (c *Controller) tryRegister(ctx context.Context) error {
 	default:
 		close(c.current)
 		c.progress.notify()
+	}
+	if c.Image().ClusterID() == "" {
+		return errNotFounded
 	}
 	if n, ok := c.Image().Node(c.Self()); ok && n == c.o.Self {
 		return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,8 @@ const (
 	settleTimeout = 10 * time.Second
 	// awaitSlice is how long a node may hold a wait back before it says "not yet".
 	awaitSlice = 300 * time.Millisecond
+	// settlePause separates questions to a node that is done while others are not.
+	settlePause = 5 * time.Millisecond
 )
 
 // lead is what this node does while it leads the metadata group.
@@ -238,37 +241,91 @@ func (l *lead) setDown(s meta.Server, down bool) {
 	}
 }
 
-// settle waits until every live node has applied index, and until for each of the shards every
-// one of them knows a leader which has done what the metadata asks of it.
+// settling is the wait for one change.
+type settling struct {
+	index uint64
+
+	mu     sync.Mutex
+	shards []servedShard // Term is 0 until its leader has said that it serves the change
+}
+
+// known returns what is known so far, and whether that is all.
+func (s *settling) known() (shards []servedShard, all bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all = !slices.ContainsFunc(s.shards, func(x servedShard) bool { return x.Term == 0 })
+	return slices.Clone(s.shards), all
+}
+
+// learn notes the shards that a node serves.
+func (s *settling) learn(served []servedShard) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range served {
+		for i := range s.shards {
+			if s.shards[i].ID == x.ID {
+				s.shards[i].Term = max(s.shards[i].Term, x.Term)
+			}
+		}
+	}
+}
+
+// settle waits until every live node has applied index, until for each of the shards a node has
+// said that it leads and has done what the metadata asks, and until every live node knows of that
+// leader or of a later one.
 func (l *lead) settle(ctx context.Context, index uint64, shards []meta.ShardID) {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
+	s := &settling{index: index}
+	for _, id := range shards {
+		if shard := l.c.Image().Shard(id); shard != nil && !shard.Lost {
+			s.shards = append(s.shards, servedShard{ID: id})
+		}
+	}
 	var wg sync.WaitGroup
 	for _, n := range l.c.Image().Nodes() {
 		if l.live(n.ID) {
-			wg.Go(func() { l.settleNode(ctx, n, &awaitRequest{Index: index, Shards: shards}) })
+			wg.Go(func() { l.settleNode(ctx, n, s) })
 		}
 	}
 	wg.Wait()
 }
 
-func (l *lead) settleNode(ctx context.Context, n meta.Node, r *awaitRequest) {
-	if n.ID == l.c.Self() {
-		_ = l.c.waitSettled(ctx, r)
-		return
-	}
+func (l *lead) settleNode(ctx context.Context, n meta.Node, s *settling) {
 	for ctx.Err() == nil {
-		call, cancel := context.WithTimeout(ctx, pingTimeout)
-		var done bool
-		err := l.c.pool.call(call, n.ID, opAwait, r, &done)
-		cancel()
+		shards, all := s.known()
+		answer, err := l.awaitOn(ctx, n.ID, &awaitRequest{Index: s.index, Shards: shards})
 		if err != nil && ctx.Err() == nil {
 			l.setDown(n.Server(), true)
 			return
 		}
-		if done {
+		s.learn(answer.Serving)
+		if answer.Done && all {
 			return
 		}
+		if answer.Done {
+			pause(ctx, settlePause)
+		}
+	}
+}
+
+func (l *lead) awaitOn(ctx context.Context, node meta.NodeID, r *awaitRequest) (awaitAnswer, error) {
+	if node == l.c.Self() {
+		return l.c.await(ctx, r), nil
+	}
+	call, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	var answer awaitAnswer
+	err := l.c.pool.call(call, node, opAwait, r, &answer)
+	return answer, err
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -277,11 +334,13 @@ func (l *lead) run(ctx context.Context) {
 	tick := time.NewTicker(pingInterval)
 	defer tick.Stop()
 	for {
+		changed := l.c.group().Changed()
 		if l.serving() == nil {
 			l.round(ctx)
 		}
 		select {
 		case <-tick.C:
+		case <-changed:
 		case <-ctx.Done():
 			return
 		}

@@ -37,9 +37,9 @@ type replica struct {
 	group *shard.Group
 	set   *partition.Set
 
-	// done is the metadata index up to which the shard has all that it shall have; 0 while this
-	// node does not lead it.
-	done atomic.Uint64
+	// done is the metadata index up to which the shard has all that it shall have, and doneTerm the
+	// term in which this node saw to that; 0 while it does not lead.
+	done, doneTerm atomic.Uint64
 
 	// The rest belongs to run.
 	term           uint64
@@ -87,7 +87,7 @@ func (r *replica) round(ctx context.Context) error {
 	term, ok := r.group.Serving()
 	if !ok {
 		r.term = 0
-		r.done.Store(0)
+		r.doneTerm.Store(0)
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
@@ -108,10 +108,12 @@ func (r *replica) round(ctx context.Context) error {
 	if err := r.report(ctx, s, term); err != nil {
 		return err
 	}
+	before := r.done.Load()
 	if err := r.create(ctx, image, s); err != nil {
 		return err
 	}
-	if r.done.Swap(image.Index()) != image.Index() {
+	r.done.Store(image.Index())
+	if r.doneTerm.Swap(term) != term || s.ModIndex > before {
 		r.c.progress.notify()
 	}
 	return errors.Join(r.keepMembers(ctx, s), r.preferLeader(ctx, s), r.retain(ctx, image))
@@ -121,12 +123,23 @@ func (r *replica) round(ctx context.Context) error {
 // deleted partitions that an older image still wants, and creating them again would bring them
 // back for ever, since their removal is already confirmed.
 func (r *replica) begin(ctx context.Context, term uint64) error {
+	r.doneTerm.Store(0)
 	r.done.Store(0)
 	if err := r.c.catchUp(ctx); err != nil {
 		return fmt.Errorf("begin term %d: %w", term, err)
 	}
 	r.term, r.since, r.preferredSince, r.retained = term, time.Now(), time.Time{}, time.Now()
 	return nil
+}
+
+// servesFrom tells whether this node leads the shard and has done all that the metadata wanted of
+// it at index, and in which term.
+func (r *replica) servesFrom(index uint64) (term uint64, ok bool) {
+	if r == nil {
+		return 0, false
+	}
+	term, ok = r.group.Serving()
+	return term, ok && r.doneTerm.Load() == term && r.done.Load() >= index
 }
 
 // isr returns the wanted members that are in sync, in the order of the wanted ones.

@@ -15,9 +15,24 @@ type pingAnswer struct {
 	Leaving bool        `cbor:"2,keyasint,omitempty"`
 }
 
+// awaitRequest asks a node to wait until it has applied Index and knows a leader of each shard, in
+// the term named there or a later one.
 type awaitRequest struct {
-	Index  uint64         `cbor:"1,keyasint"`
-	Shards []meta.ShardID `cbor:"2,keyasint,omitempty"`
+	Index  uint64        `cbor:"1,keyasint"`
+	Shards []servedShard `cbor:"2,keyasint,omitempty"`
+}
+
+// awaitAnswer: Done when that has come true. Serving are the shards that the node leads and in
+// which all is as the metadata wants it at Index.
+type awaitAnswer struct {
+	Done    bool          `cbor:"1,keyasint"`
+	Serving []servedShard `cbor:"2,keyasint,omitempty"`
+}
+
+type servedShard struct {
+	_    struct{} `cbor:",toarray"`
+	ID   meta.ShardID
+	Term uint64
 }
 
 // serveControl answers another node of the cluster.
@@ -36,9 +51,7 @@ func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error)
 		if err := wireDecoding.Unmarshal(r.Body, &a); err != nil {
 			return nil, fmt.Errorf("decode wait: %w", err)
 		}
-		ctx, cancel := context.WithTimeout(ctx, awaitSlice)
-		defer cancel()
-		return c.waitSettled(ctx, &a) == nil, nil
+		return c.await(ctx, &a), nil
 	case opCommand:
 		var cmd commandRequest
 		if err := wireDecoding.Unmarshal(r.Body, &cmd); err != nil {
@@ -49,48 +62,55 @@ func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error)
 	return nil, fmt.Errorf("unknown request %d", r.Op)
 }
 
-// settledRecheck is how often a wait looks again by itself: leadership that only Raft knows of
-// wakes nobody here.
-const settledRecheck = 50 * time.Millisecond
+// awaitRecheck is how often a wait looks again by itself: leadership that only Raft knows of wakes
+// nobody here.
+const awaitRecheck = 20 * time.Millisecond
 
-// waitSettled waits until this node has applied the index and knows a leader of each shard which,
-// if it is this node, has done all that the metadata asks of it up to the index.
-func (c *Controller) waitSettled(ctx context.Context, r *awaitRequest) error {
-	recheck := time.NewTicker(settledRecheck)
+// await answers as soon as the request has come true, or this node has something to say about it,
+// or after awaitSlice.
+func (c *Controller) await(ctx context.Context, r *awaitRequest) awaitAnswer {
+	ctx, cancel := context.WithTimeout(ctx, awaitSlice)
+	defer cancel()
+	recheck := time.NewTicker(awaitRecheck)
 	defer recheck.Stop()
 	for {
 		changed, progress := c.Changed(), c.progress.wait()
-		if c.settled(r) {
-			return nil
+		answer := c.look(r)
+		if answer.Done || ctx.Err() != nil {
+			return answer
 		}
 		select {
 		case <-changed:
 		case <-progress:
 		case <-recheck.C:
 		case <-ctx.Done():
-			return fmt.Errorf("wait until metadata index %d is served: %w", r.Index, ctx.Err())
 		}
 	}
 }
 
-func (c *Controller) settled(r *awaitRequest) bool {
+func (c *Controller) look(r *awaitRequest) awaitAnswer {
 	image := c.Image()
-	if image.Index() < r.Index {
-		return false
+	answer := awaitAnswer{Done: image.Index() >= r.Index}
+	if !answer.Done {
+		return answer
 	}
-	return !slices.ContainsFunc(r.Shards, func(id meta.ShardID) bool { return !c.shardSettled(image.Shard(id), r.Index) })
-}
-
-func (c *Controller) shardSettled(s *meta.Shard, index uint64) bool {
-	if s == nil || s.Lost {
-		return true
+	for _, want := range r.Shards {
+		leader, term, ok := c.LeaderOf(want.ID)
+		if !ok || term < want.Term {
+			answer.Done = false
+			continue
+		}
+		if leader != c.Self() {
+			continue
+		}
+		serving, ok := c.replica(want.ID).servesFrom(r.Index)
+		if !ok {
+			answer.Done = false
+			continue
+		}
+		answer.Serving = append(answer.Serving, servedShard{ID: want.ID, Term: serving})
 	}
-	leader, _, ok := c.LeaderOf(s.ID)
-	if !ok || leader != c.Self() {
-		return ok
-	}
-	r := c.replica(s.ID)
-	return r != nil && r.done.Load() >= index
+	return answer
 }
 
 func compactShards(ids []meta.ShardID) []meta.ShardID {
