@@ -187,20 +187,29 @@ func (n *Node) Stop(id meta.ShardID) {
 	if g := n.take(id); g != nil {
 		g.stopCleanly()
 	}
+	n.release(id)
 }
 
-// take makes the group unknown to others.
+// take makes a group unknown to others, and keeps it from being opened until release.
 func (n *Node) take(id meta.ShardID) *Group {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	g := n.mu.groups[id]
 	delete(n.mu.groups, id)
+	n.mu.opening[id] = true
 	return g
+}
+
+func (n *Node) release(id meta.ShardID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.mu.opening, id)
 }
 
 // Remove stops the replica if it is open and deletes what it has on disk. The caller has made sure
 // that the replica is no longer a member (guard 7 in DESIGN.md).
 func (n *Node) Remove(id meta.ShardID) error {
+	defer n.release(id)
 	if g := n.take(id); g != nil {
 		g.halt()
 	}

@@ -1,0 +1,751 @@
+package shard
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sluice/core/meta"
+	"sluice/core/raftlog"
+	"sluice/core/vfs"
+)
+
+// The tests are numbered as the guards in DESIGN.md.
+
+func (m *member) trans() *transport { return m.group.cur.Load().trans }
+
+func (m *member) rpcHeader() raft.RPCHeader {
+	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(m.self.String()), Addr: []byte(m.self.String())}
+}
+
+func follower(c *cluster, leader *member) *member { return c.nodes[c.others(leader.id)[0]] }
+
+func (c *cluster) same(ms ...*member) func() bool {
+	return func() bool {
+		for _, m := range ms[1:] {
+			if !slices.Equal(m.sm.all(), ms[0].sm.all()) {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+func TestGuard01LateCheckpoint(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	leader.mustPut("a=1", "b=2")
+	if err := leader.group.Checkpoint(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	points, err := leader.group.points.List()
+	if err != nil || len(points) != 1 {
+		t.Fatalf("%d checkpoints, %v", len(points), err)
+	}
+	_, r, err := leader.group.points.Open(points[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, _ := io.ReadAll(r)
+	r.Close()
+	leader.mustPut("c=3", "d=4")
+	f := follower(c, leader)
+	c.until("the follower has applied", c.same(leader, f))
+	req := &raft.InstallSnapshotRequest{
+		RPCHeader: leader.rpcHeader(), SnapshotVersion: raft.SnapshotVersionMax, Term: leader.group.term(),
+		LastLogIndex: points[0].Index, LastLogTerm: points[0].Term, Size: int64(len(old)),
+		Configuration:      raft.EncodeConfiguration(points[0].Configuration),
+		ConfigurationIndex: points[0].ConfigurationIndex,
+	}
+	var resp raft.InstallSnapshotResponse
+	if err := leader.trans().InstallSnapshot(serverID(f.self), serverAddress(f.self), req, &resp, bytes.NewReader(old)); err != nil {
+		t.Fatal(err)
+	}
+	if !resp.Success || f.sm.restores.Load() != 0 {
+		t.Fatalf("success %v, %d restores; want success without restoring", resp.Success, f.sm.restores.Load())
+	}
+	req.Term-- // of a deposed leader: it must learn that it is
+	if err := leader.trans().InstallSnapshot(serverID(f.self), serverAddress(f.self), req, &resp, bytes.NewReader(old)); err != nil {
+		t.Fatal(err)
+	}
+	if resp.Success || resp.Term <= req.Term {
+		t.Fatalf("a deposed leader was answered success %v, term %d", resp.Success, resp.Term)
+	}
+	leader.mustPut("e=5")
+	c.until("the follower goes on", c.same(leader, f))
+}
+
+func TestGuard01CheckpointOlderThanAppliedIsRefusedByStore(t *testing.T) {
+	points, err := openCheckpoints(vfs.NewMem(), ".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	points.refuse = func(index, _ uint64) bool { return index <= 10 }
+	if _, err := points.Create(1, 10, 1, raft.Configuration{}, 1, nil); !errors.Is(err, errInstalling) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// newDisk returns a replica's files with a checkpoint at an index and a log of entries of term 1.
+func newDisk(t *testing.T, point, term, first, last uint64) (*raftlog.Store, *checkpoints) {
+	t.Helper()
+	mem := vfs.NewMem()
+	points, err := openCheckpoints(mem, ".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if point > 0 {
+		s, err := points.Create(1, point, term, raft.Configuration{}, 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log, err := raftlog.Open(mem, "log", raftlog.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
+	for i := first; i <= last && last > 0; i++ {
+		if err := log.StoreLog(&raft.Log{Index: i, Term: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return log, points
+}
+
+func TestGuard02LogAgainstCheckpoint(t *testing.T) {
+	cases := []struct {
+		name                     string
+		point, term, first, last uint64
+		damaged, dropped         bool
+	}{
+		{"log goes on", 5, 1, 3, 9, false, false},
+		{"log begins right behind", 5, 1, 6, 9, false, false},
+		{"log ends before", 8, 1, 1, 7, false, true},
+		{"log ends at it", 7, 1, 1, 7, false, false},
+		{"another leader's entry at it", 5, 2, 1, 9, false, true},
+		{"entries are missing", 5, 1, 7, 9, true, false},
+		{"log without its checkpoint", 0, 0, 2, 9, true, false},
+		{"log from the beginning", 0, 0, 1, 9, false, false},
+		{"no log", 5, 1, 0, 0, false, false},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			log, points := newDisk(t, tc.point, tc.term, tc.first, tc.last)
+			err := reconcile(log, points)
+			if errors.Is(err, ErrDamaged) != tc.damaged || (err != nil && !tc.damaged) {
+				t.Fatalf("got %v", err)
+			}
+			if last, _ := log.LastIndex(); (last == 0) != (tc.dropped || tc.last == 0) {
+				t.Fatalf("the log ends at %d", last)
+			}
+		})
+	}
+}
+
+func TestGuard02UnreadableCheckpointIsDamage(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	m := c.leader()
+	m.mustPut("a=1")
+	m.stop()
+	name := "data/shards/7/checkpoint"
+	data, err := vfs.ReadFile(m.disk, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range data {
+		bad := slices.Clone(data)
+		bad[i] ^= 0x40
+		if err := vfs.WriteFile(m.disk, name, bad); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := openCheckpoints(m.disk, "data/shards/7"); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("bit in byte %d of %d: %v", i, len(data), err)
+		}
+	}
+	m.start()
+	if _, err := m.node.Open(testShard, &kv{}); !errors.Is(err, ErrDamaged) {
+		t.Fatalf("open: %v", err)
+	}
+	if err := m.node.Remove(testShard); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.node.Open(testShard, &kv{}); err != nil {
+		t.Fatalf("open as a new member: %v", err)
+	}
+}
+
+func TestGuard03Preface(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	m := c.leader()
+	m.node.Handle("echo", func(_ context.Context, from meta.NodeID, conn net.Conn) { fmt.Fprintf(conn, "from %d", from) })
+	good := preface{shard: testShard, kind: kindRaft, cluster: "test", from: "2.x", to: m.self.String()}
+	cases := []struct {
+		name   string
+		change func(*preface)
+		want   byte
+	}{
+		{"right", func(*preface) {}, answerWelcome},
+		{"other cluster", func(p *preface) { p.cluster = "other" }, answerCluster},
+		{"no cluster", func(p *preface) { p.cluster = "" }, answerCluster},
+		{"other incarnation", func(p *preface) { p.to = "1.other" }, answerTarget},
+		{"no incarnation", func(p *preface) { p.to = "1" }, answerTarget},
+		{"from nobody", func(p *preface) { p.from = "" }, answerTarget},
+		{"other shard", func(p *preface) { p.shard = 8 }, answerShard},
+		{"unknown kind", func(p *preface) { p.kind = "what" }, answerKind},
+		{"known kind", func(p *preface) { p.kind, p.to = "echo", "1" }, answerWelcome},
+		{"known kind, other node", func(p *preface) { p.kind, p.to = "echo", "2" }, answerTarget},
+		{"join without cluster", func(p *preface) { p.kind, p.cluster, p.to = KindJoin, "", "" }, answerKind},
+		{"join other cluster", func(p *preface) { p.kind, p.cluster, p.to = KindJoin, "other", "" }, answerCluster},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			p := good
+			tc.change(&p)
+			b, err := p.encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := net.Dial("tcp", m.node.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(patience))
+			if _, err := conn.Write(b); err != nil {
+				t.Fatal(err)
+			}
+			var answer [1]byte
+			if _, err := io.ReadFull(conn, answer[:]); err != nil || answer[0] != tc.want {
+				t.Fatalf("answer %d, %v, want %d", answer[0], err, tc.want)
+			}
+			if tc.want != answerWelcome {
+				if n, err := conn.Read(answer[:]); err != io.EOF {
+					t.Fatalf("connection stays open: %d, %v", n, err)
+				}
+			}
+		})
+	}
+	conn, err := m.node.Dial(context.Background(), 1, "echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if said, _ := io.ReadAll(conn); string(said) != "from 1" {
+		t.Errorf("handler said %q", said)
+	}
+	if _, err := m.node.Dial(context.Background(), 1, "nothing"); !errors.Is(err, ErrRefused) {
+		t.Errorf("dial of an unknown kind: %v", err)
+	}
+	if _, err := m.node.DialAddr(context.Background(), m.node.Addr().String(), "echo"); err == nil {
+		t.Error("an address was dialled for a kind that needs a node")
+	}
+}
+
+func FuzzPreface(f *testing.F) {
+	b, _ := preface{shard: 3, kind: kindRaft, cluster: "c", from: "1.a", to: "2.b"}.encode()
+	f.Add(b)
+	f.Add([]byte("SLPN\x01\x00\x00\x04\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		p, version, err := readPreface(r)
+		if err != nil || version != prefaceVersion {
+			return
+		}
+		again, err := p.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, _, err := readPreface(bytes.NewReader(again))
+		if err != nil || q != p {
+			t.Fatalf("%+v became %+v, %v", p, q, err)
+		}
+	})
+}
+
+func TestGuard03NoVoteWithoutConfiguration(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	leader := c.leader()
+	empty := c.add(2)
+	empty.open()
+	vote := &raft.RequestVoteRequest{RPCHeader: leader.rpcHeader(), Term: 99, LastLogIndex: 99, LastLogTerm: 99}
+	var voted raft.RequestVoteResponse
+	if err := leader.trans().RequestVote(serverID(empty.self), serverAddress(empty.self), vote, &voted); err != nil || voted.Granted {
+		t.Errorf("vote: granted %v, %v", voted.Granted, err)
+	}
+	pre := &raft.RequestPreVoteRequest{RPCHeader: leader.rpcHeader(), Term: 99, LastLogIndex: 99, LastLogTerm: 99}
+	var prevoted raft.RequestPreVoteResponse
+	if err := leader.trans().RequestPreVote(serverID(empty.self), serverAddress(empty.self), pre, &prevoted); err != nil || prevoted.Granted {
+		t.Errorf("pre-vote: granted %v, %v", prevoted.Granted, err)
+	}
+	now := &raft.TimeoutNowRequest{RPCHeader: leader.rpcHeader()}
+	if err := leader.trans().TimeoutNow(serverID(empty.self), serverAddress(empty.self), now, &raft.TimeoutNowResponse{}); err == nil {
+		t.Error("a replica without a configuration stood for election")
+	}
+	if empty.group.term() != 0 {
+		t.Errorf("its term is %d", empty.group.term())
+	}
+}
+
+func TestGuard04BootstrapCutAnywhere(t *testing.T) {
+	voters := []meta.Server{{Node: 1, Incarnation: "a"}}
+	cut := errors.New("power cut")
+	for calls := 0; ; calls++ {
+		disk := vfs.NewMem()
+		fault := vfs.NewFault(disk)
+		n := bareNode(t, fault)
+		left := calls
+		fault.SetHook(func(op vfs.Op, _ string) error {
+			if op.Changes() {
+				if left == 0 {
+					return cut
+				}
+				left--
+			}
+			return nil
+		})
+		err := n.Bootstrap(testShard, voters)
+		n.Close()
+		for _, keep := range []bool{false, true} {
+			after := bareNode(t, disk.CrashClone(func() bool { return keep }))
+			if err == nil {
+				if used, _ := after.hasState(after.dir(testShard)); !used {
+					t.Fatal("a bootstrapped shard was lost")
+				}
+			}
+			if err := after.Bootstrap(testShard, voters); err != nil {
+				t.Fatalf("after a cut at call %d: %v", calls, err)
+			}
+			g, err := after.Open(testShard, &kv{})
+			if err != nil {
+				t.Fatalf("after a cut at call %d: %v", calls, err)
+			}
+			if servers := g.raft().GetConfiguration().Configuration().Servers; len(servers) != 1 || g.term() == 0 {
+				t.Fatalf("after a cut at call %d: %d servers, term %d", calls, len(servers), g.term())
+			}
+			if names, _ := after.o.FS.List("data/shards"); len(names) != 1 {
+				t.Fatalf("after a cut at call %d: %v is left", calls, names)
+			}
+			after.Close()
+		}
+		if err == nil {
+			return
+		}
+	}
+}
+
+func bareNode(t *testing.T, fsys vfs.FS) *Node {
+	t.Helper()
+	n, err := NewNode(Options{
+		FS: fsys, Dir: "data", ClusterID: func() string { return "test" }, Self: meta.Server{Node: 1, Incarnation: "a"},
+		Listen: "127.0.0.1:0", Resolve: func(meta.NodeID) (string, bool) { return "", false },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func (c *cluster) inSync(leader, of *member) bool { return leader.group.inSync(of.self) }
+
+func TestGuard05IncompleteReplica(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	leader.mustPut("a=1")
+	f := follower(c, leader)
+	c.until("the follower is in sync", func() bool { return c.inSync(leader, f) })
+	f.sm.incomplete.Store(true)
+	c.until("the follower is out of sync", func() bool { return !c.inSync(leader, f) })
+	leader.mustPut("b=2")
+	c.until("it applies", c.same(leader, f))
+	if err := leader.group.Transfer(context.Background(), f.id); !errors.Is(err, ErrNotInSync) {
+		t.Errorf("transfer: %v", err)
+	}
+	now := &raft.TimeoutNowRequest{RPCHeader: leader.rpcHeader()}
+	if err := leader.trans().TimeoutNow(serverID(f.self), serverAddress(f.self), now, &raft.TimeoutNowResponse{}); err == nil {
+		t.Error("an incomplete replica stood for election")
+	}
+	third := c.nodes[6-leader.id-f.id]
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	if err := leader.group.RemoveServer(ctx, third.self); !errors.Is(err, ErrNotInSync) {
+		t.Errorf("remove while another one is incomplete: %v", err)
+	}
+	leader.sm.incomplete.Store(true)
+	if _, ok := leader.group.Serving(); ok {
+		t.Error("an incomplete leader serves")
+	}
+	leader.sm.incomplete.Store(false)
+	f.sm.incomplete.Store(false)
+	if err := leader.group.RemoveServer(context.Background(), third.self); err != nil {
+		t.Errorf("remove: %v", err)
+	}
+	if n := len(leader.group.Replicas()); n != 2 {
+		t.Errorf("%d members, want 2", n)
+	}
+}
+
+func TestGuard06DeposedLeaderDoesNotVerify(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	old := c.leader()
+	old.mustPut("a=1")
+	if err := old.group.Verify(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	c.partition(old.id, true)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := old.group.Verify(ctx); !errors.Is(err, ErrNotLeader) {
+		t.Fatalf("verify on a leader that is cut off: %v", err)
+	}
+	next := c.leader(c.others(old.id)...)
+	next.mustPut("b=2")
+	c.partition(old.id, false)
+	c.until("the old leader follows", c.same(old, next))
+	if _, ok := old.group.Serving(); ok {
+		t.Error("the old leader serves")
+	}
+}
+
+func TestGuard06ChecksAreShared(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	since := time.Now()
+	errs := make(chan error, 500)
+	for range cap(errs) {
+		go func() { errs <- leader.group.Verify(context.Background()) }()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d checks in %v", cap(errs), time.Since(since))
+}
+
+func TestGuard07CurrentAfterStart(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	leader.mustPut("a=1", "b=2")
+	f := follower(c, leader)
+	for _, m := range []*member{leader, f} {
+		select {
+		case <-m.group.Current():
+		case <-time.After(patience):
+			t.Fatalf("node %d never became current", m.id)
+		}
+	}
+	f.crash()
+	c.partition(f.id, true)
+	f.restart()
+	select {
+	case <-f.group.Current():
+		t.Fatal("current without having heard of a leader")
+	case <-time.After(300 * time.Millisecond):
+	}
+	c.partition(f.id, false)
+	select {
+	case <-f.group.Current():
+	case <-time.After(patience):
+		t.Fatal("never became current")
+	}
+	if got := len(f.sm.all()); got != 2 {
+		t.Fatalf("current with %d entries, want 2", got)
+	}
+}
+
+func TestGuard08SlowDiskLosesLeadership(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	old := c.leader()
+	old.mustPut("a=1")
+	release := make(chan struct{})
+	old.fault.SetHook(func(op vfs.Op, name string) error {
+		if op == vfs.OpSync && strings.HasSuffix(name, ".rlog") {
+			<-release
+		}
+		return nil
+	})
+	future := old.group.Propose([]byte("stuck=1"))
+	next := c.leader(c.others(old.id)...)
+	next.mustPut("b=2")
+	if _, ok := old.group.Serving(); ok {
+		t.Error("a leader with a hung disk serves")
+	}
+	old.fault.SetHook(nil)
+	close(release)
+	if _, err := future.Wait(context.Background()); !errors.Is(err, ErrUnknown) {
+		t.Errorf("the proposal that hung: %v", err)
+	}
+	c.until("the old leader follows", c.same(old, next))
+	if _, ok := next.sm.get("stuck"); ok {
+		t.Error("an entry that was on one disk only was committed")
+	}
+}
+
+func TestGuard09FailedDiskStopsReplica(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	old := c.leader()
+	old.mustPut("a=1")
+	broken := errors.New("input/output error")
+	old.fault.SetHook(func(op vfs.Op, _ string) error {
+		if op == vfs.OpSync {
+			return broken
+		}
+		return nil
+	})
+	_, err := old.group.Propose([]byte("b=2")).Wait(context.Background())
+	if !errors.Is(err, ErrUnknown) {
+		t.Errorf("proposal: %v", err)
+	}
+	<-old.group.Failed()
+	if err := old.group.Err(); !errors.Is(err, broken) {
+		t.Errorf("group says %v", err)
+	}
+	next := c.leader(c.others(old.id)...)
+	next.mustPut("c=3")
+	if _, err := old.group.Propose([]byte("d=4")).Wait(context.Background()); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("proposal after the failure: %v", err)
+	}
+	old.fault.SetHook(nil)
+	old.node.Stop(testShard)
+	old.open()
+	c.until("the replica follows after its disk was repaired", c.same(next, old))
+}
+
+func TestGuard09FailedStateMachineStopsReplica(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	m := c.leader()
+	m.mustPut("a=1")
+	broken := errors.New("segment is gone")
+	m.sm.failure.Store(&broken)
+	if _, err := m.group.Propose([]byte("b=2")).Wait(context.Background()); !errors.Is(err, ErrUnknown) {
+		t.Errorf("proposal: %v", err)
+	}
+	<-m.group.Failed()
+	if err := m.group.Err(); !errors.Is(err, broken) {
+		t.Errorf("group says %v", err)
+	}
+	if _, ok := m.group.Serving(); ok {
+		t.Error("it serves")
+	}
+}
+
+func TestGuard09DamagedEntryEndsOnlyTheReplica(t *testing.T) {
+	store := &guardedStore{Store: mustLog(t), fail: func(error) {}}
+	failed := make(chan error, 1)
+	store.fail = func(err error) { failed <- err }
+	store.running.Store(true)
+	store.Store.Close()
+	ended := make(chan bool, 1)
+	go func() {
+		returned := false
+		defer func() { ended <- returned }()
+		var l raft.Log
+		store.GetLog(1, &l)
+		returned = true
+	}()
+	if <-ended {
+		t.Error("GetLog returned")
+	}
+	if err := <-failed; !errors.Is(err, raftlog.ErrClosed) {
+		t.Errorf("failed with %v", err)
+	}
+}
+
+func mustLog(t *testing.T) *raftlog.Store {
+	log, err := raftlog.Open(vfs.NewMem(), "log", raftlog.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
+	return log
+}
+
+func TestGuard09Outcomes(t *testing.T) {
+	certain := []error{raft.ErrNotLeader, raft.ErrEnqueueTimeout, raft.ErrLeadershipTransferInProgress}
+	unknown := []error{raft.ErrLeadershipLost, raft.ErrRaftShutdown, raft.ErrAbortedByRestore, errors.New("disk")}
+	for _, err := range certain {
+		if !errors.Is(outcome(err), ErrNotLeader) || errors.Is(outcome(err), ErrUnknown) {
+			t.Errorf("%v became %v", err, outcome(err))
+		}
+	}
+	for _, err := range unknown {
+		if !errors.Is(outcome(err), ErrUnknown) || errors.Is(outcome(err), ErrNotLeader) {
+			t.Errorf("%v became %v", err, outcome(err))
+		}
+	}
+	if outcome(nil) != nil {
+		t.Error("success is an error")
+	}
+}
+
+func TestGuard10And12And13Configuration(t *testing.T) {
+	n := bareNode(t, vfs.NewMem())
+	defer n.Close()
+	for _, id := range []meta.ShardID{meta.MetadataShard, 1} {
+		g := &Group{node: n, id: id, heartbeat: n.o.Heartbeat}
+		c := g.config()
+		if err := raft.ValidateConfig(c); err != nil {
+			t.Error(err)
+		}
+		if c.HeartbeatTimeout != 500*time.Millisecond || c.ElectionTimeout != c.HeartbeatTimeout {
+			t.Errorf("timeouts %v, %v", c.HeartbeatTimeout, c.ElectionTimeout)
+		}
+		if c.LeaderLeaseTimeout < 250*time.Millisecond || c.LeaderLeaseTimeout > 400*time.Millisecond {
+			t.Errorf("lease %v", c.LeaderLeaseTimeout)
+		}
+		if c.SnapshotThreshold != math.MaxUint64 || c.TrailingLogs == 0 || !c.BatchApplyCh || c.PreVoteDisabled {
+			t.Errorf("%+v", c)
+		}
+		if c.MaxAppendEntries != 128 || maxRPCsInFlight < 16 {
+			t.Errorf("%d entries, %d requests", c.MaxAppendEntries, maxRPCsInFlight)
+		}
+	}
+}
+
+func TestGuard11RequestsAreCut(t *testing.T) {
+	a := &raft.AppendEntriesRequest{}
+	for i := range 100 {
+		a.Entries = append(a.Entries, &raft.Log{Index: uint64(i), Data: make([]byte, 1<<20)})
+	}
+	cutEntries(a)
+	if len(a.Entries) != maxAppendBytes>>20 {
+		t.Errorf("%d entries of 1 MiB", len(a.Entries))
+	}
+	a.Entries = []*raft.Log{{Data: make([]byte, MaxEntryBytes)}, {}}
+	cutEntries(a)
+	if len(a.Entries) != 1 {
+		t.Errorf("%d entries, want the large one alone", len(a.Entries))
+	}
+}
+
+func TestGuard11FollowerStopsReading(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	f := follower(c, leader)
+	c.until("the follower is there", func() bool { return c.inSync(leader, f) })
+	f.group.maxUnapplied = 1 << 20
+	hold := make(chan struct{})
+	f.sm.mu.Lock()
+	f.sm.hold = hold
+	f.sm.mu.Unlock()
+	value := strings.Repeat("x", 256<<10)
+	for i := range 16 {
+		leader.mustPut(fmt.Sprintf("k%d=%s", i, value))
+	}
+	last := leader.group.raft().LastIndex()
+	if behind := f.group.raft().LastIndex(); behind >= last {
+		t.Errorf("the follower accepted everything: %d of %d", behind, last)
+	}
+	f.sm.mu.Lock()
+	f.sm.hold = nil
+	f.sm.mu.Unlock()
+	close(hold)
+	c.until("the follower has read on", c.same(leader, f))
+}
+
+func TestGuard14CheckpointAfterChangeOfMembers(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	leader := c.leader()
+	leader.mustPut("a=1")
+	other := c.add(2)
+	other.open()
+	if err := leader.group.AddNonvoter(context.Background(), other.self); err != nil {
+		t.Fatal(err)
+	}
+	if err := leader.group.Checkpoint(context.Background()); err != nil {
+		t.Fatalf("checkpoint right after the change: %v", err)
+	}
+	if err := leader.group.AddVoter(context.Background(), other.self); err != nil {
+		t.Fatal(err)
+	}
+	c.until("the new member has applied", c.same(leader, other))
+	c.until("both are in sync", func() bool { return c.inSync(leader, other) })
+	if err := leader.group.Transfer(context.Background(), other.id); err != nil {
+		t.Fatal(err)
+	}
+	if next := c.leader(other.id); next != other {
+		t.Error("leadership did not move")
+	}
+}
+
+func TestGuard15Interfaces(t *testing.T) {
+	var trans raft.Transport = (*transport)(nil)
+	if _, ok := trans.(raft.WithPreVote); !ok {
+		t.Error("the transport has no pre-vote")
+	}
+	if _, ok := trans.(raft.WithClose); !ok {
+		t.Error("the transport cannot be closed")
+	}
+	log := mustLog(t)
+	store := &guardedStore{Store: log}
+	var logs raft.LogStore = store
+	if m, ok := logs.(raft.MonotonicLogStore); !ok || !m.IsMonotonic() {
+		t.Error("the log store is not monotonic")
+	}
+	var l raft.Log
+	if err := store.GetLog(5, &l); err != raft.ErrLogNotFound {
+		t.Errorf("a missing entry is %v", err)
+	}
+}
+
+func TestGuard16CommitIndexIsLowered(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	leader.mustPut("a=1")
+	f := follower(c, leader)
+	c.until("the follower has applied", c.same(leader, f))
+	c.partition(leader.id, true)
+	// The follower gets entries of the leader's that are not committed anywhere ...
+	r := f.group.raft()
+	last, term := r.LastIndex(), r.CurrentTerm()
+	append1 := &raft.AppendEntriesRequest{
+		RPCHeader: leader.rpcHeader(), Term: term, PrevLogEntry: last, PrevLogTerm: term,
+		Entries: []*raft.Log{{Index: last + 1, Term: term, Data: []byte("never=1")}},
+	}
+	// ... and then a request that confirms only what was there before them, with a higher commit.
+	append2 := &raft.AppendEntriesRequest{
+		RPCHeader: leader.rpcHeader(), Term: term, PrevLogEntry: last, PrevLogTerm: term, LeaderCommitIndex: last + 1,
+	}
+	for _, a := range []*raft.AppendEntriesRequest{append1, append2} {
+		answer := make(chan raft.RPCResponse, 1)
+		f.trans().receive(raft.RPC{Command: a, RespChan: answer}, nil)
+		<-answer
+	}
+	if got := r.CommitIndex(); got > last {
+		t.Errorf("committed up to %d, only %d was confirmed", got, last)
+	}
+	c.partition(leader.id, false)
+}
+
+func TestGuard17ResultsKeepOrder(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	m := c.leader()
+	var futures []Future
+	for i := range 2000 {
+		futures = append(futures, m.group.Propose(fmt.Appendf(nil, "k=%d", i)))
+	}
+	for i, f := range futures {
+		if result, err := f.Wait(context.Background()); err != nil || result != i+1 {
+			t.Fatalf("proposal %d: %v, %v", i, result, err)
+		}
+	}
+	for i, e := range m.sm.all() {
+		if e != fmt.Sprintf("k=%d", i) {
+			t.Fatalf("entry %d is %s", i, e)
+		}
+	}
+}
