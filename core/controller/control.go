@@ -51,6 +51,7 @@ const (
 	opAwait
 	opCommand
 	opJoin
+	opRegister
 )
 
 type status uint8

@@ -19,6 +19,10 @@ const (
 	joinWaitMax = 2 * time.Second
 	// joinTimeout bounds one try; it contains takeOverWait.
 	joinTimeout = 15 * time.Second
+	// announceInterval and announceTimeout: how often a node that hears of no leader asks the others
+	// to register it, and how long it waits for each.
+	announceInterval = time.Second
+	announceTimeout  = 3 * time.Second
 	// takeOverWait is how long the directory that has a node id now may take to be found dead,
 	// when another one asks for the id. It is above fenceAfter.
 	takeOverWait = fenceAfter + 2*time.Second
@@ -197,6 +201,7 @@ func (c *Controller) keepPeers(ctx context.Context) {
 
 // register tells the cluster of this node as it is now, then reports readiness.
 func (c *Controller) register(ctx context.Context) error {
+	next := time.Now().Add(announceInterval)
 	for {
 		err := c.tryRegister(ctx)
 		switch {
@@ -206,10 +211,41 @@ func (c *Controller) register(ctx context.Context) error {
 		case errors.Is(err, ErrRefused):
 			return err
 		}
+		if time.Now().After(next) {
+			c.announce(ctx)
+			next = time.Now().Add(announceInterval)
+		}
 		if c.waitLeader(ctx) != nil {
 			return nil
 		}
 	}
+}
+
+// announce asks the other nodes to register this one. It is for a node that has moved to another
+// address while it was down: the leader looks for it where it was, so it never hears who leads.
+func (c *Controller) announce(ctx context.Context) {
+	r := &meta.RegisterNode{Node: c.o.Self}
+	for _, p := range c.id.read().Peers {
+		if p.ID == c.Self() || ctx.Err() != nil {
+			continue
+		}
+		call, cancel := context.WithTimeout(ctx, announceTimeout)
+		err := c.pool.call(call, p.ID, opRegister, r, nil)
+		cancel()
+		if err == nil {
+			return
+		}
+		c.log.Debug("could not announce this node", "to", p.ID, "err", err)
+	}
+}
+
+// acceptMove registers a node of this cluster on its behalf.
+func (c *Controller) acceptMove(ctx context.Context, n meta.Node) error {
+	if known, ok := c.Image().Node(n.ID); !ok || known.Incarnation != n.Incarnation {
+		return fmt.Errorf("register node %d: not a node of this cluster", n.ID)
+	}
+	res, err := c.submit(ctx, &commandRequest{Command: cmdRegister, Register: &meta.RegisterNode{Node: n}})
+	return oneError(res, err)
 }
 
 func (c *Controller) tryRegister(ctx context.Context) error {

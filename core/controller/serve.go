@@ -58,6 +58,12 @@ func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error)
 			return nil, fmt.Errorf("decode command: %w", err)
 		}
 		return c.lead.execute(ctx, &cmd)
+	case opRegister:
+		var reg meta.RegisterNode
+		if err := wireDecoding.Unmarshal(r.Body, &reg); err != nil {
+			return nil, fmt.Errorf("decode registration: %w", err)
+		}
+		return nil, c.acceptMove(ctx, reg.Node)
 	}
 	return nil, fmt.Errorf("unknown request %d", r.Op)
 }
