@@ -116,7 +116,7 @@ func (s *Set) appendItem(item Append, term uint64) AppendResult {
 		s.metrics.refused(err)
 		base = -1
 	}
-	return AppendResult{Base: base, LogStart: p.Start(), Err: err}
+	return AppendResult{Base: base, LogStart: p.log.Start(), Err: err}
 }
 
 // admit decides on the batches of one item and gathers those that are to be
@@ -217,6 +217,9 @@ func readInfo(b record.Batch, base int64) (batchInfo, error) {
 		producer: b.ProducerID(), epoch: b.ProducerEpoch(), sequence: b.BaseSequence(),
 		delta: b.LastOffsetDelta(), base: base, timestamp: b.MaxTimestamp(),
 		transactional: b.IsTransactional(), control: b.IsControl(),
+	}
+	if info.transactional && info.producer < 0 {
+		return batchInfo{}, fmt.Errorf("%w: transactional without a producer", ErrInvalidBatch)
 	}
 	if info.control && info.producer >= 0 {
 		info.marker, info.abort = readMarker(b)

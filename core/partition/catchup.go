@@ -25,6 +25,7 @@ type catchUp struct {
 	mu struct {
 		sync.Mutex
 		work map[Key]*incomplete
+		done chan struct{} // nil while nobody waits
 	}
 	wake  chan struct{} // buffered: there may be work
 	fetch pacer
@@ -45,7 +46,7 @@ func (c *catchUp) add(w incomplete) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if w.done() {
-		delete(c.mu.work, w.p.key)
+		c.finishLocked(w.p)
 		return
 	}
 	c.mu.work[w.p.key] = &w
@@ -55,11 +56,35 @@ func (c *catchUp) add(w incomplete) {
 	}
 }
 
+// finishLocked takes a partition off the list.
+func (c *catchUp) finishLocked(p *Partition) {
+	delete(c.mu.work, p.key)
+	if len(c.mu.work) == 0 && c.mu.done != nil {
+		close(c.mu.done)
+		c.mu.done = nil
+	}
+}
+
+// completed returns a channel that is closed once nothing is lacking.
+func (c *catchUp) completed() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.mu.work) == 0 {
+		closed := make(chan struct{})
+		close(closed)
+		return closed
+	}
+	if c.mu.done == nil {
+		c.mu.done = make(chan struct{})
+	}
+	return c.mu.done
+}
+
 // forget drops the work for a deleted partition.
 func (c *catchUp) forget(p *Partition) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.mu.work, p.key)
+	c.finishLocked(p)
 }
 
 // trim drops the work for segments below a new start.
@@ -81,7 +106,7 @@ func (c *catchUp) update(p *Partition, change func(*incomplete)) {
 	}
 	change(w)
 	if w.done() {
-		delete(c.mu.work, p.key)
+		c.finishLocked(p)
 	}
 }
 
@@ -104,6 +129,18 @@ func (c *catchUp) complete() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.mu.work) == 0
+}
+
+// verified tells whether every segment that is here is known to be whole.
+func (c *catchUp) verified() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range c.mu.work {
+		if len(w.unverified) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *catchUp) segments() int {
@@ -131,3 +168,7 @@ func (c *catchUp) bytes() int64 {
 // Complete tells whether all data named by the restored checkpoint is here and
 // synced. Until then reads of what is missing fail with ErrMissing.
 func (s *Set) Complete() bool { return s.catchUp.complete() }
+
+// Completed returns a channel that is closed once Complete is true. A later
+// Restore may make it false again.
+func (s *Set) Completed() <-chan struct{} { return s.catchUp.completed() }

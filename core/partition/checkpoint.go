@@ -22,9 +22,10 @@ type Checkpoint = interface {
 
 // checkpoint holds references, not records.
 type checkpoint struct {
-	set   *Set
-	seq   uint64
-	parts []capturedPartition
+	set    *Set
+	seq    uint64
+	origin []byte // empty: what it names need not be whole here
+	parts  []capturedPartition
 }
 
 type capturedPartition struct {
@@ -42,6 +43,9 @@ func (s *Set) Capture() (Checkpoint, error) {
 		return nil, fmt.Errorf("%w: %w", ErrStopped, err)
 	}
 	c := &checkpoint{set: s, seq: s.doomed.capture(), parts: make([]capturedPartition, 0, len(s.partitions))}
+	if s.catchUp.verified() {
+		c.origin = s.o.Dirs.Origin()
+	}
 	for _, p := range s.partitions {
 		part := capturedPartition{p: p, version: p.version}
 		if saved := p.saved.Load(); saved != nil && saved.version == p.version {
@@ -63,7 +67,7 @@ func (c *checkpoint) Persist(w io.Writer) error {
 	}
 	slices.SortFunc(c.parts, func(a, b capturedPartition) int { return compareKeys(a.p.key, b.p.key) })
 	m := newManifestWriter(w)
-	h := manifestHeader{Shard: c.set.o.Shard, Origin: c.set.o.Dirs.Origin(), Partitions: int64(len(c.parts))}
+	h := manifestHeader{Shard: c.set.o.Shard, Origin: c.origin, Partitions: int64(len(c.parts))}
 	if err := m.header(h); err != nil {
 		return err
 	}
@@ -133,9 +137,9 @@ func (s *Set) syncFiles(p *Partition) error {
 	return nil
 }
 
-// Committed tells the set that the manifest written by Persist is durable and
-// the newest: what it no longer names is removed from disk.
-func (c *checkpoint) Committed() {
+// Durable tells the set that the manifest written by Persist can no longer be
+// lost: what it does not name is removed from disk. Package shard calls it.
+func (c *checkpoint) Durable() {
 	if err := c.set.sweep(c.seq); err != nil {
 		c.set.metrics.sweepErrors.Inc()
 		c.set.log.Warn("could not remove what is no longer needed", "err", err)

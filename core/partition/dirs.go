@@ -41,7 +41,7 @@ const (
 // that no longer names them. All of these names follow from the key, so that a
 // partition is found again under any of them.
 //
-// Dirs syncs nothing by itself: Sync does, before a checkpoint counts.
+// What Dirs writes is durable after Sync, which comes before a checkpoint counts.
 type Dirs struct {
 	fs     vfs.FS
 	root   string
@@ -51,6 +51,7 @@ type Dirs struct {
 		sync.Mutex
 		claimed map[string]claim // by directory name
 		changed bool             // names changed since the last Sync
+		vacated map[string]bool  // names that were renamed away since then
 	}
 }
 
@@ -65,7 +66,7 @@ func NewDirs(fsys vfs.FS, dataDir string) (*Dirs, error) {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
 	d := &Dirs{fs: fsys, root: dataDir}
-	d.mu.claimed = make(map[string]claim)
+	d.mu.claimed, d.mu.vacated = make(map[string]claim), make(map[string]bool)
 	if err := d.readOrigin(); err != nil {
 		return nil, err
 	}
@@ -123,68 +124,79 @@ func (d *Dirs) claim(k Key, name string, shard meta.ShardID, fresh bool) (string
 	}
 	d.mu.claimed[dir] = claim{key: k, shard: shard}
 	path := filepath.Join(d.root, dir)
+	if d.mu.vacated[dir] {
+		// MkdirAll is durable at once. Were the renaming not, a crash would leave
+		// this directory in the place of the one that had its name.
+		if err := d.syncLocked(); err != nil {
+			return "", err
+		}
+	}
 	if err := d.fs.MkdirAll(path); err != nil {
 		return "", fmt.Errorf("make partition directory: %w", err)
 	}
 	return path, d.writeMetadata(path, claim{key: k, shard: shard})
 }
 
-// findLocked returns the name under which the partition is to live, free of
-// anything that belongs to somebody else.
+// findLocked returns the name under which the partition is to live, moved there
+// from an earlier name and free of anything that belongs to somebody else.
 func (d *Dirs) findLocked(k Key, name string, fresh bool) (string, error) {
-	preferred, own := preferredDir(k, name), ownDir(k, name)
-	target := preferred
-	if c, held := d.mu.claimed[preferred]; held && c.key != k {
-		target = own
-	} else if err := d.clearLocked(k, preferred, fresh); err != nil {
+	earlier, err := d.earlierLocked(k, name)
+	if err != nil {
 		return "", err
 	}
-	for _, old := range []string{own, own + straySuffix, own + deletedSuffix} {
-		if err := d.adoptLocked(k, old, target); err != nil {
+	target := preferredDir(k, name)
+	if c, held := d.mu.claimed[target]; held && c.key != k {
+		target = ownDir(k, name)
+	} else if err := d.clearLocked(k, name, fresh || earlier != ""); err != nil {
+		return "", err
+	}
+	if earlier == "" || earlier == target {
+		return target, nil
+	}
+	if there, err := d.exists(target); err != nil || there {
+		return target, err
+	}
+	return target, d.renameLocked(earlier, target)
+}
+
+// earlierLocked finds a directory of k under one of its other names.
+func (d *Dirs) earlierLocked(k Key, name string) (string, error) {
+	own := ownDir(k, name)
+	for _, dir := range []string{own, own + straySuffix, own + deletedSuffix} {
+		if c, held := d.mu.claimed[dir]; held && c.key != k {
+			continue
+		}
+		c, err := d.readMetadata(filepath.Join(d.root, dir))
+		if err == nil && c.key.Topic == k.Topic {
+			return dir, nil
+		}
+		if err != nil && !errors.Is(err, errNoMetadata) {
 			return "", err
 		}
 	}
-	return target, nil
+	return "", nil
 }
 
-// clearLocked sets aside a directory that stands where k is to live and belongs
-// to another partition. One without a readable owner is k's by its name when a
-// checkpoint names k, since metadata is synced before a checkpoint counts.
-func (d *Dirs) clearLocked(k Key, preferred string, fresh bool) error {
-	if !d.exists(preferred) {
-		return nil
+// clearLocked sets aside what stands under k's preferred name and belongs to
+// another partition. What has no readable owner is k's, if a checkpoint names k
+// and nothing else is: metadata is synced before a checkpoint counts.
+func (d *Dirs) clearLocked(k Key, name string, found bool) error {
+	preferred := preferredDir(k, name)
+	if there, err := d.exists(preferred); err != nil || !there {
+		return err
 	}
 	c, err := d.readMetadata(filepath.Join(d.root, preferred))
 	switch {
 	case err == nil && c.key.Topic == k.Topic:
 		return nil
 	case err == nil:
-		return d.renameLocked(preferred, ownDir(c.key, strings.TrimSuffix(preferred, "-"+strconv.Itoa(int(k.Index))))+straySuffix)
+		return d.renameLocked(preferred, ownDir(c.key, name)+straySuffix)
 	case !errors.Is(err, errNoMetadata):
 		return err
-	case fresh:
+	case found:
 		return d.renameLocked(preferred, preferred+".unknown"+straySuffix)
 	}
 	return nil
-}
-
-// adoptLocked moves a directory of k from an earlier name to target, unless k
-// lives there already.
-func (d *Dirs) adoptLocked(k Key, old, target string) error {
-	if old == target || !d.exists(old) || d.exists(target) {
-		return nil
-	}
-	if _, held := d.mu.claimed[old]; held {
-		return nil
-	}
-	c, err := d.readMetadata(filepath.Join(d.root, old))
-	if errors.Is(err, errNoMetadata) || (err == nil && c.key.Topic != k.Topic) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return d.renameLocked(old, target)
 }
 
 // setAside renames a deleted partition's directory out of the way and gives its
@@ -194,8 +206,8 @@ func (d *Dirs) setAside(k Key, name, path string) (string, error) {
 	defer d.mu.Unlock()
 	aside := ownDir(k, name) + deletedSuffix
 	delete(d.mu.claimed, filepath.Base(path))
-	if !d.exists(filepath.Base(path)) {
-		return filepath.Join(d.root, aside), nil
+	if there, err := d.exists(filepath.Base(path)); err != nil || !there {
+		return filepath.Join(d.root, aside), err
 	}
 	if err := d.renameLocked(filepath.Base(path), aside); err != nil {
 		return "", err
@@ -213,19 +225,19 @@ func (d *Dirs) release(path string) {
 // renameLocked moves a directory; what stands at the new name from an earlier
 // life of the same partition goes.
 func (d *Dirs) renameLocked(from, to string) error {
-	if d.exists(to) {
-		if err := d.fs.RemoveAll(filepath.Join(d.root, to)); err != nil {
-			return fmt.Errorf("remove old %s: %w", to, err)
-		}
+	if err := d.fs.RemoveAll(filepath.Join(d.root, to)); err != nil {
+		return fmt.Errorf("remove old %s: %w", to, err)
 	}
-	d.mu.changed = true
+	d.mu.changed, d.mu.vacated[from] = true, true
 	if err := d.fs.Rename(filepath.Join(d.root, from), filepath.Join(d.root, to)); err != nil {
 		return fmt.Errorf("set partition directory aside: %w", err)
 	}
 	return nil
 }
 
-// deletedOf lists the paths of deleted partitions' directories of one shard.
+// deletedOf lists the paths of deleted partitions' directories of one shard, and
+// those without a readable owner: their removal was cut short, or they were
+// deleted before a checkpoint named them.
 func (d *Dirs) deletedOf(shard meta.ShardID) ([]string, error) {
 	names, err := d.fs.List(d.root)
 	if err != nil {
@@ -238,7 +250,10 @@ func (d *Dirs) deletedOf(shard meta.ShardID) ([]string, error) {
 		}
 		path := filepath.Join(d.root, name)
 		c, err := d.readMetadata(path)
-		if err == nil && c.shard == shard {
+		if err != nil && !errors.Is(err, errNoMetadata) {
+			return nil, err
+		}
+		if err != nil || c.shard == shard {
 			paths = append(paths, path)
 		}
 	}
@@ -262,6 +277,10 @@ func (d *Dirs) remove(path string) error {
 func (d *Dirs) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.syncLocked()
+}
+
+func (d *Dirs) syncLocked() error {
 	if !d.mu.changed {
 		return nil
 	}
@@ -269,12 +288,19 @@ func (d *Dirs) Sync() error {
 		return fmt.Errorf("sync data directory: %w", err)
 	}
 	d.mu.changed = false
+	clear(d.mu.vacated)
 	return nil
 }
 
-func (d *Dirs) exists(name string) bool {
+func (d *Dirs) exists(name string) (bool, error) {
 	_, err := d.fs.Stat(filepath.Join(d.root, name))
-	return err == nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for %s: %w", name, err)
+	}
+	return true, nil
 }
 
 // errNoMetadata is returned when a directory has no readable partition.metadata:

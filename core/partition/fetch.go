@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"time"
 
 	"sluice/core/commitlog"
@@ -18,8 +18,6 @@ const (
 	// this long, doubling, with full jitter.
 	backOffMin = 100 * time.Millisecond
 	backOffMax = 5 * time.Second
-	// verifyBytes are read at once to compare a segment with its checksum.
-	verifyBytes = 1 << 20
 )
 
 // Run fetches what a restored checkpoint names and this replica lacks, until ctx
@@ -83,66 +81,85 @@ func (s *Set) settle(ctx context.Context) (progress bool) {
 			s.verify(ctx, w.p, seg)
 			progress = true
 		}
-		if w.unsynced && len(w.missing) == 0 || w.unsynced && !progress {
-			if err := s.syncPartition(w.p); err != nil {
-				s.fail(err)
-				return progress
-			}
-			s.catchUp.update(w.p, func(w *incomplete) { w.unsynced = false })
-			progress = true
+		if !w.unsynced || s.Err() != nil {
+			continue
 		}
+		if err := s.syncRestored(w.p); err != nil {
+			s.fail(err)
+			return progress
+		}
+		s.catchUp.update(w.p, func(w *incomplete) { w.unsynced = false })
+		progress = true
 	}
 	return progress
 }
 
-// verify compares a segment with its checksum; one that differs becomes missing.
+// syncRestored makes durable what a restored partition has: its segments with
+// their names, and its own name.
+func (s *Set) syncRestored(p *Partition) error {
+	err := s.syncFiles(p)
+	if err == nil {
+		err = s.o.FS.SyncDir(p.dir)
+	}
+	if err == nil {
+		err = s.o.Dirs.Sync()
+	}
+	if err != nil && !p.Removed() {
+		return fmt.Errorf("sync restored %s-%d: %w", p.name, p.key.Index, err)
+	}
+	return nil
+}
+
+// verify compares a segment with its checksum and syncs it; one that differs is
+// set aside and becomes missing.
 func (s *Set) verify(ctx context.Context, p *Partition, seg commitlog.SegmentInfo) {
-	sum, err := s.checksum(ctx, p, seg)
-	if ctx.Err() != nil {
+	err := p.log.Verify(seg.Base, func(n int) error { return s.catchUp.fetch.wait(ctx, int64(n)) })
+	if err == nil {
+		err = s.syncSegment(p, seg.Base)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err == nil || !contains(p.log.Segments(), seg.Base): // whole, or dropped meanwhile
+		s.catchUp.update(p, func(w *incomplete) { w.unverified = without(w.unverified, seg.Base) })
+	case errors.Is(err, commitlog.ErrCorrupt):
+		s.log.Warn("segment differs from the checkpoint and will be fetched", "partition", p.dir, "segment", seg.Base, "err", err)
+		s.quarantine(p, seg.Base)
+	default:
+		s.fail(fmt.Errorf("verify restored segment: %w", err))
+	}
+}
+
+func (s *Set) quarantine(p *Partition, base int64) {
+	want, err := p.log.Quarantine(base)
+	if err != nil {
+		s.fail(fmt.Errorf("set damaged segment aside: %w", err))
 		return
 	}
-	damaged := err != nil || sum != seg.CRC
-	if damaged && !p.Removed() {
-		s.log.Warn("segment differs from the checkpoint and will be fetched",
-			"partition", fmt.Sprintf("%s-%d", p.name, p.key.Index), "segment", seg.Base, "err", err)
-	}
 	s.catchUp.update(p, func(w *incomplete) {
-		w.unverified = without(w.unverified, seg.Base)
-		if damaged {
-			w.missing = append(w.missing, seg)
-		}
+		w.unverified = without(w.unverified, base)
+		w.missing = append(w.missing, want)
 	})
 }
 
-func (s *Set) checksum(ctx context.Context, p *Partition, seg commitlog.SegmentInfo) (uint32, error) {
-	f, err := s.o.FS.Open(p.segmentPath(seg.Base))
+// syncSegment makes a segment durable that the log takes for synced.
+func (s *Set) syncSegment(p *Partition, base int64) error {
+	f, err := s.o.FS.Open(p.segmentPath(base))
 	if err != nil {
-		return 0, err
+		return fmt.Errorf("open segment: %w", err)
 	}
-	defer f.Close()
-	sum := crc32.New(castagnoli)
-	r := io.NewSectionReader(f, 0, seg.Bytes)
-	for done := int64(0); done < seg.Bytes; {
-		n, err := io.CopyN(sum, r, min(verifyBytes, seg.Bytes-done))
-		if err != nil {
-			return 0, err
-		}
-		if err := s.catchUp.fetch.wait(ctx, n); err != nil {
-			return 0, err
-		}
-		done += n
+	if err := f.Sync(); err != nil {
+		return errors.Join(fmt.Errorf("sync segment: %w", err), f.Close())
 	}
-	return sum.Sum32(), nil
+	return f.Close()
+}
+
+func contains(list []commitlog.SegmentInfo, base int64) bool {
+	return slices.ContainsFunc(list, func(seg commitlog.SegmentInfo) bool { return seg.Base == base })
 }
 
 func without(list []commitlog.SegmentInfo, base int64) []commitlog.SegmentInfo {
-	var rest []commitlog.SegmentInfo
-	for _, seg := range list {
-		if seg.Base != base {
-			rest = append(rest, seg)
-		}
-	}
-	return rest
+	return slices.DeleteFunc(slices.Clone(list), func(seg commitlog.SegmentInfo) bool { return seg.Base == base })
 }
 
 // fetchFrom fetches what one peer can serve and returns how many segments came.
@@ -192,7 +209,7 @@ func (s *Set) greet(conn net.Conn) error {
 func (s *Set) fetchSegment(ctx context.Context, conn net.Conn, p *Partition, seg commitlog.SegmentInfo) error {
 	w, err := p.log.WriteSegment(seg)
 	if err != nil {
-		return s.fetchFailed(p, fmt.Errorf("write missing segment %d of %s-%d: %w", seg.Base, p.name, p.key.Index, err))
+		return s.fetchFailed(p, seg, err)
 	}
 	defer w.Close()
 	if err := s.fetchPieces(ctx, conn, p, seg, w); err != nil {
@@ -202,21 +219,30 @@ func (s *Set) fetchSegment(ctx context.Context, conn net.Conn, p *Partition, seg
 		if errors.Is(err, commitlog.ErrCorrupt) {
 			return fmt.Errorf("%w: what came is not segment %d of %s-%d: %w", ErrPeer, seg.Base, p.name, p.key.Index, err)
 		}
-		return s.fetchFailed(p, fmt.Errorf("commit fetched segment %d of %s-%d: %w", seg.Base, p.name, p.key.Index, err))
+		return s.fetchFailed(p, seg, err)
 	}
 	s.metrics.fetchedSegments.Inc()
 	s.catchUp.update(p, func(w *incomplete) { w.missing = without(w.missing, seg.Base) })
 	p.wake()
+	if len(p.log.Missing()) == 0 {
+		if err := p.log.RemoveStale(); err != nil {
+			s.metrics.sweepErrors.Inc()
+			s.log.Warn("could not remove replaced segments", "partition", p.dir, "err", err)
+		}
+	}
 	return nil
 }
 
 // fetchFailed stops the set for an error of its own storage, unless the segment
-// was no longer wanted.
-func (s *Set) fetchFailed(p *Partition, err error) error {
-	if !p.Removed() && !errors.Is(err, commitlog.ErrOutOfRange) {
+// is no longer wanted: its partition was deleted, its log's start moved above it,
+// or another checkpoint was restored.
+func (s *Set) fetchFailed(p *Partition, seg commitlog.SegmentInfo, err error) error {
+	err = fmt.Errorf("store fetched segment %d of %s-%d: %w", seg.Base, p.name, p.key.Index, err)
+	if !p.Removed() && slices.Contains(p.log.Missing(), seg) {
 		s.fail(err)
+		return err
 	}
-	return err
+	return fmt.Errorf("%w: no longer wanted: %w", ErrPeer, err)
 }
 
 func (s *Set) fetchPieces(ctx context.Context, conn net.Conn, p *Partition, seg commitlog.SegmentInfo, w commitlog.SegmentWriter) error {
@@ -228,7 +254,7 @@ func (s *Set) fetchPieces(ctx context.Context, conn net.Conn, p *Partition, seg 
 			return err
 		}
 		if _, err := w.WriteAt(piece, q.From); err != nil {
-			return s.fetchFailed(p, fmt.Errorf("write fetched piece of %s-%d: %w", p.name, p.key.Index, err))
+			return s.fetchFailed(p, seg, err)
 		}
 		q.From += int64(len(piece))
 		s.metrics.fetchedBytes.Add(len(piece))

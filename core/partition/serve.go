@@ -69,24 +69,32 @@ func (s *Set) serve(ctx context.Context, conn net.Conn) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	buf := make([]byte, pieceBytesMax)
 	for {
 		var q pieceRequest
 		if err := readMessage(conn, &q); err != nil {
 			return err
 		}
-		piece, err := s.readPiece(&q, buf)
-		if err := writeMessage(conn, &answerHead{Version: segmentsVersion, Bytes: int64(len(piece)), Error: text(err)}); err != nil {
+		if err := s.answer(ctx, conn, &q); err != nil {
 			return err
 		}
-		if err := s.catchUp.serve.wait(ctx, int64(len(piece))); err != nil {
-			return err
-		}
-		if _, err := conn.Write(piece); err != nil {
-			return fmt.Errorf("send piece: %w", err)
-		}
-		s.metrics.servedBytes.Add(len(piece))
 	}
+}
+
+func (s *Set) answer(ctx context.Context, conn net.Conn, q *pieceRequest) error {
+	piece, err := s.readPiece(q)
+	defer piece.Release()
+	n := piece.Len()
+	if err := s.catchUp.serve.wait(ctx, n); err != nil {
+		return err
+	}
+	if err := writeMessage(conn, &answerHead{Version: segmentsVersion, Bytes: n, Error: text(err)}); err != nil {
+		return err
+	}
+	if _, err := piece.WriteTo(conn); err != nil {
+		return fmt.Errorf("send piece: %w", err)
+	}
+	s.metrics.servedBytes.Add(int(n))
+	return nil
 }
 
 func text(err error) string {
@@ -96,45 +104,26 @@ func text(err error) string {
 	return err.Error()
 }
 
-// readPiece reads the bytes that a peer asked for into buf. Only what this
-// replica has applied, and has itself, is served.
-func (s *Set) readPiece(q *pieceRequest, buf []byte) ([]byte, error) {
+// readPiece returns the bytes that a peer asked for, which the caller releases.
+// Only what this replica has applied, and has itself, is served.
+func (s *Set) readPiece(q *pieceRequest) (*commitlog.Chunk, error) {
 	p, ok := s.Get(Key{q.Topic, q.Index})
 	if !ok {
 		return nil, ErrUnknownPartition
 	}
-	if err := p.holds(q); err != nil {
-		return nil, err
-	}
-	n := min(q.Max, q.Bytes-q.From, int64(len(buf)))
+	n := min(q.Max, q.Bytes-q.From, pieceBytesMax)
 	if q.From < 0 || n <= 0 {
 		return nil, fmt.Errorf("%w: piece from %d of %d bytes", ErrProtocol, q.From, q.Bytes)
 	}
-	f, err := s.o.FS.Open(p.segmentPath(q.Base))
+	chunk, err := p.log.ReadSegment(q.Base, q.From, n)
 	if err != nil {
-		return nil, fmt.Errorf("open segment: %w", err)
+		return nil, err
 	}
-	defer f.Close()
-	if _, err := f.ReadAt(buf[:n], q.From); err != nil {
-		return nil, fmt.Errorf("read segment: %w", err)
+	if chunk.Len() < n {
+		chunk.Release()
+		return nil, fmt.Errorf("%w: segment %d has no %d bytes", ErrOutOfRange, q.Base, q.Bytes)
 	}
-	return buf[:n], nil
-}
-
-// holds checks that this replica has the first q.Bytes bytes of a segment.
-func (p *Partition) holds(q *pieceRequest) error {
-	of := func(seg commitlog.SegmentInfo) bool { return seg.Base == q.Base }
-	for _, seg := range p.log.Missing() {
-		if of(seg) {
-			return ErrMissing
-		}
-	}
-	for _, seg := range p.log.Segments() {
-		if of(seg) && seg.Bytes >= q.Bytes {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: no segment %d with %d bytes", ErrOutOfRange, q.Base, q.Bytes)
+	return chunk, nil
 }
 
 func (p *Partition) segmentPath(base int64) string {

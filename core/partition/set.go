@@ -22,8 +22,8 @@ type Options struct {
 	FS    vfs.FS
 	Dirs  *Dirs // shared by all sets of the node, on the same FS
 	Shard meta.ShardID
-	// Files bounds the open files of all logs of the process; nil means the
-	// package's own bound.
+	// Files bounds the open files of all logs of the process; nil means
+	// commitlog.DefaultFiles for this set.
 	Files *commitlog.Files
 	// Logger gets what a person should know; nil discards it.
 	Logger *slog.Logger
@@ -77,6 +77,9 @@ func Open(o Options) (*Set, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Files == nil {
+		o.Files = commitlog.NewFiles(commitlog.DefaultFiles)
 	}
 	s := &Set{
 		o:          o,
