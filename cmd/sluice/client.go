@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -108,9 +109,12 @@ func kafkaHint(err error) string {
 	return ""
 }
 
+// topicID writes an id as Kafka's tools do.
+func topicID(id kadm.TopicID) string { return base64.RawURLEncoding.EncodeToString(id[:]) }
+
 // explain joins an error of the protocol with what the broker said about it.
 func explain(err error, message string) error {
-	if err == nil || message == "" {
+	if err == nil || message == "" || strings.Contains(err.Error(), message) {
 		return err
 	}
 	return fmt.Errorf("%w (%s)", err, message)

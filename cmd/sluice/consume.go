@@ -103,10 +103,11 @@ func (o *consume) options(topics []string, from position, starts map[string]map[
 	if o.committed {
 		isolation = kgo.ReadCommitted()
 	}
-	options := []kgo.Opt{kgo.FetchIsolationLevel(isolation), kgo.FetchMaxWait(500 * time.Millisecond)}
+	// Control records carry nothing to print, but the last one of a partition is where --exit ends.
+	options := []kgo.Opt{kgo.FetchIsolationLevel(isolation), kgo.FetchMaxWait(500 * time.Millisecond), kgo.KeepControlRecords()}
 	if o.group != "" {
 		return append(options, kgo.ConsumerGroup(o.group), kgo.ConsumeTopics(topics...), kgo.ConsumeResetOffset(from.kgo()),
-			kgo.DisableAutoCommit(), kgo.SessionTimeout(10*time.Second), kgo.HeartbeatInterval(3*time.Second))
+			kgo.AutoCommitMarks(), kgo.SessionTimeout(10*time.Second), kgo.HeartbeatInterval(3*time.Second))
 	}
 	if starts != nil {
 		return append(options, kgo.ConsumePartitions(starts))
@@ -199,8 +200,11 @@ func (o *consume) poll(ctx context.Context, client *kgo.Client, out *recordPrint
 			if ends != nil && past(ends, r) {
 				continue
 			}
-			out.print(r)
 			client.MarkCommitRecords(r)
+			if r.Attrs.IsControl() {
+				continue
+			}
+			out.print(r)
 			if printed++; printed == o.count {
 				return nil
 			}

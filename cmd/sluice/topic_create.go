@@ -75,7 +75,7 @@ func (o *topicCreate) report(c *cobra.Command, topics []string, responses kadm.C
 		t := createdTopic{Topic: name, Partitions: r.NumPartitions, Replicas: r.ReplicationFactor}
 		switch {
 		case r.Err == nil:
-			t.ID = r.ID.String()
+			t.ID = topicID(r.ID)
 		case o.ifNotExists && errors.Is(r.Err, kerr.TopicAlreadyExists):
 			t = createdTopic{Topic: name, Existed: true}
 		default:

@@ -63,7 +63,7 @@ func describeTopic(ctx context.Context, admin *kadm.Client, name string, all boo
 		return describedTopic{}, err
 	}
 	d := details[name]
-	out := describedTopic{Topic: name, ID: d.ID.String(), Internal: d.IsInternal, Configs: map[string]string{}}
+	out := describedTopic{Topic: name, ID: topicID(d.ID), Internal: d.IsInternal, Configs: map[string]string{}}
 	// Offsets may be unknown for a partition without a leader: shown as -1.
 	starts, _ := admin.ListStartOffsets(ctx, name)
 	ends, _ := admin.ListEndOffsets(ctx, name)

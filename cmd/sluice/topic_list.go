@@ -41,7 +41,7 @@ func printTopics(c *cobra.Command, details kadm.TopicDetails, internal, long boo
 	out := []listedTopic{}
 	for _, d := range details.Sorted() {
 		if d.Err == nil && (internal || !d.IsInternal) {
-			out = append(out, listedTopic{d.Topic, d.ID.String(), len(d.Partitions), d.Partitions.NumReplicas(), d.IsInternal})
+			out = append(out, listedTopic{d.Topic, topicID(d.ID), len(d.Partitions), d.Partitions.NumReplicas(), d.IsInternal})
 		}
 	}
 	if wantsJSON(c) {
