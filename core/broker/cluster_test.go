@@ -202,3 +202,13 @@ func testContext(t testing.TB) context.Context {
 	t.Cleanup(cancel)
 	return ctx
 }
+
+// await waits until a condition holds that the network will bring about.
+func (c *testCluster) await(what string, ok func() bool) {
+	c.t.Helper()
+	for deadline := time.Now().Add(testTimeout); !ok(); <-time.After(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			c.t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
