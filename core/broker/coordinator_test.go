@@ -212,7 +212,7 @@ func TestGroupAdministration(t *testing.T) {
 	}
 	member := c.groupClient("busy", "readings")
 	go poll(member)
-	awaitState(t, adm, "busy", "Stable")
+	c.awaitState("busy", "Stable")
 	groups, err := adm.ListGroups(ctx)
 	if err != nil || !slices.Equal(groups.Groups(), []string{"busy", "simple"}) {
 		t.Errorf("groups %v, %v", groups.Groups(), err)
@@ -236,16 +236,35 @@ func TestGroupAdministration(t *testing.T) {
 }
 
 // awaitState waits until a group is in a state.
-func awaitState(t *testing.T, adm *kadm.Client, name, state string) kadm.DescribedGroup {
-	t.Helper()
-	ctx := testContext(t)
-	for {
+func (c *testCluster) awaitState(name, state string) (g kadm.DescribedGroup) {
+	c.t.Helper()
+	c.eventually(func(ctx context.Context, adm *kadm.Client) error {
 		d, err := adm.DescribeGroups(ctx, name)
-		if err == nil && d[name].State == state {
-			return d[name]
+		if g = d[name]; err == nil && g.State != state {
+			err = fmt.Errorf("group %s is %+v, want %s", name, g, state)
+		}
+		return err
+	})
+	return g
+}
+
+// eventually tries until it works, each time with a new client: the library's administrator goes on asking a coordinator that it cannot reach any more.
+func (c *testCluster) eventually(try func(ctx context.Context, adm *kadm.Client) error) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	for {
+		cl, err := kgo.NewClient(kgo.SeedBrokers(c.bootstrap()...))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		err = try(ctx, kadm.NewClient(cl))
+		cl.Close()
+		if err == nil {
+			return
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("group %s is %+v, want %s (%v)", name, d[name], state, err)
+			c.t.Fatal(err)
 		}
 	}
 }
@@ -427,72 +446,55 @@ func TestOffsetsOfARecreatedTopic(t *testing.T) {
 func TestCoordinatorFailover(t *testing.T) {
 	c := startCluster(t, 3)
 	c.create("readings", 1, nil)
-	adm := c.admin()
 	var acked int64
 	for round := range 3 {
 		for range 20 {
 			acked++
-			commitUntilDone(t, adm, "g", acked)
+			c.commit("g", acked)
 		}
-		victim := c.node(coordinatorOf(t, c, "g"))
+		victim := c.node(c.coordinator("g"))
 		if err := victim.stop(); err != nil {
 			t.Fatal(err)
 		}
-		if got := committedBy(t, adm, "g"); got < acked {
+		if got := c.committed("g"); got < acked {
 			t.Fatalf("round %d: offset %d after %d was acknowledged", round, got, acked)
 		}
 		acked++
-		commitUntilDone(t, adm, "g", acked)
+		c.commit("g", acked)
 		victim.start()
 	}
-	if got := committedBy(t, adm, "g"); got != acked {
+	if got := c.committed("g"); got != acked {
 		t.Errorf("offset %d at last, want %d", got, acked)
 	}
 }
 
-// commitUntilDone commits as clients do: again when the coordinator has gone.
-func commitUntilDone(t *testing.T, adm *kadm.Client, name string, at int64) {
-	t.Helper()
+// commit commits as clients do: again when the coordinator has gone.
+func (c *testCluster) commit(name string, at int64) {
+	c.t.Helper()
 	var offsets kadm.Offsets
-	offsets.Add(kadm.Offset{Topic: "readings", At: at, LeaderEpoch: -1})
-	ctx := testContext(t)
-	for {
-		err := adm.CommitAllOffsets(ctx, name, offsets)
-		if err == nil {
-			return
-		}
-		if ctx.Err() != nil {
-			t.Fatalf("commit %d: %v", at, err)
-		}
-	}
+	offsets.Add(kadm.Offset{Topic: "readings", Partition: 0, At: at, LeaderEpoch: -1})
+	c.eventually(func(ctx context.Context, adm *kadm.Client) error { return adm.CommitAllOffsets(ctx, name, offsets) })
 }
 
-func committedBy(t *testing.T, adm *kadm.Client, name string) int64 {
-	t.Helper()
-	ctx := testContext(t)
-	for {
+func (c *testCluster) committed(name string) (at int64) {
+	c.t.Helper()
+	c.eventually(func(ctx context.Context, adm *kadm.Client) error {
 		got, err := adm.FetchOffsets(ctx, name)
-		if err == nil {
-			o, _ := got.Lookup("readings", 0)
-			return o.At
-		}
-		if ctx.Err() != nil {
-			t.Fatalf("fetch: %v", err)
-		}
-	}
+		o, _ := got.Lookup("readings", 0)
+		at = o.At
+		return err
+	})
+	return at
 }
 
-func coordinatorOf(t *testing.T, c *testCluster, name string) int32 {
-	t.Helper()
-	ctx := testContext(t)
-	for {
-		if r := c.admin().FindGroupCoordinators(ctx, name)[name]; r.Err == nil {
-			return r.NodeID
-		}
-		if ctx.Err() != nil {
-			t.Fatal("no coordinator")
-		}
-	}
+func (c *testCluster) coordinator(name string) (node int32) {
+	c.t.Helper()
+	c.eventually(func(ctx context.Context, adm *kadm.Client) error {
+		r := adm.FindGroupCoordinators(ctx, name)[name]
+		node = r.NodeID
+		return r.Err
+	})
+	return node
 }
 
 // TestGroupGoesOnAfterFailover: members keep their ids and partitions when another node takes their group over.
@@ -504,13 +506,12 @@ func TestGroupGoesOnAfterFailover(t *testing.T) {
 		go poll(c.groupClient("city", "readings", o.member(i)...))
 	}
 	o.await(func(by []int) bool { return len(distinct(by)) == 2 })
-	adm := c.admin()
-	before := awaitState(t, adm, "city", "Stable")
-	victim := c.node(coordinatorOf(t, c, "city"))
+	before := c.awaitState("city", "Stable")
+	victim := c.node(c.coordinator("city"))
 	if err := victim.stop(); err != nil {
 		t.Fatal(err)
 	}
-	after := awaitState(t, adm, "city", "Stable")
+	after := c.awaitState("city", "Stable")
 	if a, b := memberIDs(after), memberIDs(before); !slices.Equal(a, b) {
 		t.Errorf("members %v after the failover, were %v", a, b)
 	}
