@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -18,7 +19,7 @@ type view struct {
 	leader  meta.NodeID
 	term    uint64
 	serving uint64 // the term in which it serves, 0: it does not
-	members uint64 // index of the latest configuration
+	members string // of the latest configuration, with their votes
 	barrier uint64 // the term of the last barrier that was passed
 }
 
@@ -78,7 +79,9 @@ func (g *Group) refresh() (needsBarrier uint64) {
 	v := view{barrier: g.barrier(), leader: meta.NoNode}
 	v.leader, v.term, _ = g.Leader()
 	v.serving, _ = g.Serving()
-	v.members = g.raft().GetConfiguration().Index()
+	for _, s := range g.raft().GetConfiguration().Configuration().Servers {
+		v.members += fmt.Sprintf("%s %d ", s.ID, s.Suffrage)
+	}
 	g.checkCurrent()
 	if term, leads := g.leads(); leads && term != v.barrier {
 		needsBarrier = term
