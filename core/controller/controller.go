@@ -205,6 +205,9 @@ func (c *Controller) serve(ctx context.Context) error {
 		return err
 	}
 	g, err := c.node.Open(meta.MetadataShard, c.machine)
+	if errors.Is(err, shard.ErrDamaged) {
+		return fmt.Errorf("open the metadata group: %w: remove %s and let the node join the cluster again", err, c.o.DataDir)
+	}
 	if err != nil {
 		return fmt.Errorf("open the metadata group: %w", err)
 	}

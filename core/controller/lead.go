@@ -278,7 +278,7 @@ func (l *lead) settle(ctx context.Context, index uint64, shards []meta.ShardID) 
 	defer cancel()
 	s := &settling{index: index}
 	for _, id := range shards {
-		if shard := l.c.Image().Shard(id); shard != nil && !shard.Lost {
+		if shard := l.c.Image().Shard(id); shard != nil && l.canLead(shard) {
 			s.shards = append(s.shards, servedShard{ID: id})
 		}
 	}
@@ -289,6 +289,17 @@ func (l *lead) settle(ctx context.Context, index uint64, shards []meta.ShardID) 
 		}
 	}
 	wg.Wait()
+}
+
+// canLead tells whether enough of a shard's voters are alive to elect a leader.
+func (l *lead) canLead(s *meta.Shard) bool {
+	up := 0
+	for _, v := range s.Voters {
+		if l.live(v.Node) {
+			up++
+		}
+	}
+	return !s.Lost && up > len(s.Voters)/2
 }
 
 func (l *lead) settleNode(ctx context.Context, n meta.Node, s *settling) {

@@ -28,17 +28,20 @@ const (
 // is missing. One goroutine does it, on every change of the metadata. It closes and deletes
 // nothing: a replica goes only on an explicit record, and none is written yet.
 func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
-	wait := reconcileWait
+	wait, last := reconcileWait, ""
 	for {
 		changed, progress := c.Changed(), c.progress.wait()
 		err := c.openWanted(ctx, run)
 		var retry <-chan time.Time
 		if err != nil {
-			c.log.Warn("could not open all shards of this node", "err", err)
+			if err.Error() != last {
+				c.log.Error("could not open all shards of this node", "err", err)
+			}
+			last = err.Error()
 			retry, wait = time.After(wait), min(2*wait, reconcileWaitMax)
 			changed, progress = nil, nil
 		} else {
-			wait = reconcileWait
+			wait, last = reconcileWait, ""
 		}
 		select {
 		case <-changed:

@@ -24,8 +24,11 @@ const (
 	// proposalsMax may be under way for one shard: creating 10,000 partitions must not hold
 	// 10,000 futures.
 	proposalsMax = 256
+	// reportAgain is how long a report may take to come back in this node's image.
+	reportAgain = time.Second
 	// firstTransferWait is how long a new shard's first leader waits for the preferred one.
-	firstTransferWait = time.Second
+	firstTransferWait = 500 * time.Millisecond
+	firstTransferPoll = 10 * time.Millisecond
 )
 
 // replica is this node's part in one shard. Its goroutine does the duties of the shard's leader
@@ -45,6 +48,8 @@ type replica struct {
 	term           uint64
 	since          time.Time // of the term
 	preferredSince time.Time // the preferred leader is in sync since then; zero: it is not
+	reported       *meta.ReportShard
+	reportedAt     time.Time
 	retained       time.Time // last look at retention
 }
 
@@ -161,9 +166,13 @@ func (r *replica) report(ctx context.Context, s *meta.Shard, term uint64) error 
 	if s.Term == term && s.Leader == now.Leader && slices.Equal(s.ISR, now.ISR) {
 		return nil
 	}
+	if r.reported != nil && r.reported.Term == term && slices.Equal(r.reported.ISR, now.ISR) && time.Since(r.reportedAt) < reportAgain {
+		return nil // committed, and on its way to this node's image
+	}
 	if _, err := r.c.submit(ctx, &commandRequest{Command: cmdReport, Report: now}); err != nil {
 		return fmt.Errorf("report shard %d: %w", r.id, err)
 	}
+	r.reported, r.reportedAt = now, time.Now()
 	return nil
 }
 
@@ -274,16 +283,19 @@ func (r *replica) usable(s meta.Server) bool {
 }
 
 // handToPreferred gives a shard that never had a leader to the preferred one before anybody knows
-// of it. It returns true while that is under way.
+// of it, and tells whether it did: clients then need not follow it there a moment later.
 func (r *replica) handToPreferred(ctx context.Context, s *meta.Shard) bool {
 	preferred := s.Preferred()
-	if preferred == r.c.Self() || time.Since(r.since) > firstTransferWait {
+	if preferred == r.c.Self() || !r.usable(s.Voters[0]) {
 		return false
 	}
-	if !slices.Contains(r.isr(s), preferred) {
-		return time.Since(r.since) < firstTransferWait/2
+	for time.Since(r.since) < firstTransferWait && ctx.Err() == nil {
+		if slices.Contains(r.isr(s), preferred) {
+			return r.group.Transfer(ctx, preferred) == nil
+		}
+		pause(ctx, firstTransferPoll)
 	}
-	return r.group.Transfer(ctx, preferred) == nil
+	return false
 }
 
 // preferLeader gives the shard back to its preferred leader once that one has been in sync for a

@@ -70,8 +70,15 @@ func underReplicated(i *meta.Image) int {
 // Metrics returns the controller's metrics.
 func (c *Controller) Metrics() *metrics.Set { return c.metrics.set }
 
-// WritePrometheus writes the metrics of the controller and of the shards on this node.
-func (c *Controller) WritePrometheus(w io.Writer) { c.metrics.set.WritePrometheus(w) }
+// WritePrometheus writes the metrics of the controller, and of the shards on this node and their
+// partitions.
+func (c *Controller) WritePrometheus(w io.Writer) {
+	c.metrics.set.WritePrometheus(w)
+	c.node.WritePrometheus(w)
+	for _, s := range c.Sets() {
+		s.WritePrometheus(w)
+	}
+}
 
 // Status is the controller's part of /status.
 type Status struct {
