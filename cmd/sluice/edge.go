@@ -24,6 +24,7 @@ func edgeCommand() *cobra.Command {
 	f.StringVar(&flags.MQTT.Listen, "mqtt", flags.MQTT.Listen, "address for MQTT")
 	f.StringVar(&flags.MQTT.WebSocket.Listen, "websocket", flags.MQTT.WebSocket.Listen, "address for MQTT over WebSocket")
 	f.StringVar(&flags.HTTP.Listen, "http", flags.HTTP.Listen, "address for HTTP")
+	f.StringSliceVar(&flags.Uplink.Core, "core", flags.Uplink.Core, "Kafka addresses of the cluster to forward to; empty keeps everything in the buffer")
 	f.StringVar(&flags.PIDFile, "pid-file", flags.PIDFile, "file that holds the process's id while it runs")
 	f.StringVar(&flags.Log.Level, "log-level", flags.Log.Level, "debug, info, warn or error")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -33,6 +34,7 @@ func edgeCommand() *cobra.Command {
 			over(c, "mqtt", &config.MQTT.Listen, flags.MQTT.Listen)
 			over(c, "websocket", &config.MQTT.WebSocket.Listen, flags.MQTT.WebSocket.Listen)
 			over(c, "http", &config.HTTP.Listen, flags.HTTP.Listen)
+			over(c, "core", &config.Uplink.Core, flags.Uplink.Core)
 			over(c, "pid-file", &config.PIDFile, flags.PIDFile)
 			over(c, "log-level", &config.Log.Level, flags.Log.Level)
 		}); err != nil {
