@@ -26,6 +26,8 @@ type checkpoint struct {
 	seq    uint64
 	origin []byte // empty: what it names need not be whole here
 	parts  []capturedPartition
+
+	deleted []Key
 }
 
 type capturedPartition struct {
@@ -42,7 +44,11 @@ func (s *Set) Capture() (Checkpoint, error) {
 	if err := s.Err(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStopped, err)
 	}
-	c := &checkpoint{set: s, seq: s.doomed.capture(), parts: make([]capturedPartition, 0, len(s.partitions))}
+	c := &checkpoint{
+		set: s, seq: s.doomed.capture(),
+		parts:   make([]capturedPartition, 0, len(s.partitions)),
+		deleted: s.deleted.order,
+	}
 	if s.catchUp.verified() {
 		c.origin = s.o.Dirs.Origin()
 	}
@@ -67,7 +73,10 @@ func (c *checkpoint) Persist(w io.Writer) error {
 	}
 	slices.SortFunc(c.parts, func(a, b capturedPartition) int { return compareKeys(a.p.key, b.p.key) })
 	m := newManifestWriter(w)
-	h := manifestHeader{Shard: c.set.o.Shard, Origin: c.origin, Partitions: int64(len(c.parts))}
+	h := manifestHeader{
+		Shard: c.set.o.Shard, Origin: c.origin,
+		Partitions: int64(len(c.parts)), Deleted: saveKeys(c.deleted),
+	}
 	if err := m.header(h); err != nil {
 		return err
 	}

@@ -19,6 +19,9 @@ var (
 	// ErrUnknownPartition is returned when an entry or a peer names a partition
 	// that this shard does not hold (not yet created, or deleted).
 	ErrUnknownPartition = errors.New("unknown partition")
+	// ErrDeleted is returned when a create entry names a partition that this shard
+	// had and deleted: a key is never used again.
+	ErrDeleted = errors.New("partition was deleted")
 	// ErrOutOfOrderSequence is returned when a producer's batch does not follow
 	// its last one, or does not begin a new epoch with sequence 0.
 	ErrOutOfOrderSequence = errors.New("out of order sequence")

@@ -45,6 +45,7 @@ type manifestHeader struct {
 	Shard      meta.ShardID
 	Origin     []byte // of the data directory that it was taken in: see Dirs
 	Partitions int64
+	Deleted    []savedKey // the oldest first
 }
 
 type manifestWriter struct{ w *bufio.Writer }

@@ -49,6 +49,7 @@ func (s *Set) restore(h manifestHeader, sections []*section) error {
 	}
 	// What this directory's own sets have checkpointed was synced before. What
 	// another replica has checkpointed may stand here half written by a crash.
+	s.deleted = loadTombstones(h.Deleted)
 	trusted := bytes.Equal(h.Origin, s.o.Dirs.Origin())
 	for _, sec := range sections {
 		if err := s.restorePartition(sec, trusted); err != nil {

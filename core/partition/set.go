@@ -58,6 +58,9 @@ type Set struct {
 	mu         sync.RWMutex
 	partitions map[Key]*Partition
 
+	// deleted belongs to apply.
+	deleted tombstones
+
 	// Scratch of apply.
 	touched  []*Partition
 	spare    [][]byte
@@ -229,6 +232,9 @@ func (s *Set) applyCreate(body []byte) any {
 	if s.partitions[Key{c.Topic, c.Index}] != nil {
 		return nil
 	}
+	if s.deleted.has(Key{c.Topic, c.Index}) {
+		return s.refuseEntry(ErrDeleted)
+	}
 	sec := &section{Topic: c.Topic, Index: c.Index, Name: c.Name, EpochBase: c.EpochBase, Config: c.Config}
 	if _, _, err := s.open(sec, true); err != nil {
 		s.fail(err)
@@ -242,6 +248,7 @@ func (s *Set) applyDelete(body []byte) any {
 		return s.refuseEntry(err)
 	}
 	if p := s.partitions[Key{d.Topic, d.Index}]; p != nil {
+		s.deleted.add(p.key)
 		if err := s.drop(p); err != nil {
 			s.fail(err)
 		}

@@ -235,7 +235,7 @@ func describe(result any) string {
 
 func sentinel(err error) string {
 	all := []error{
-		ErrUnknownPartition, ErrOutOfOrderSequence, ErrInvalidProducerEpoch, ErrDuplicateSequence,
+		ErrUnknownPartition, ErrDeleted, ErrOutOfOrderSequence, ErrInvalidProducerEpoch, ErrDuplicateSequence,
 		ErrInvalidTxnState, ErrOutOfRange, ErrInvalidBatch, ErrInvalidEntry, ErrVersion, ErrStopped,
 	}
 	for _, s := range all {

@@ -41,10 +41,10 @@ type walk struct {
 
 func newWalk(t *rapid.T) *walk {
 	w := &walk{t: t, term: 1, next: make(map[string]int32), models: make(map[Key]*logModel)}
-	for life := range 3 {
+	for life := range 6 {
 		for index := range int32(2) {
 			w.keys = append(w.keys, Key{topicID(fmt.Sprintf("life %d", life)), index})
-			w.names = append(w.names, []string{"same", "same", "other"}[life])
+			w.names = append(w.names, []string{"same", "other"}[life%2])
 		}
 	}
 	for range 2 {
@@ -57,8 +57,11 @@ func (w *walk) step() {
 	for range rapid.IntRange(0, 6).Draw(w.t, "entries") {
 		w.log.add(w.term, w.entry())
 	}
-	r := w.replicas[rapid.IntRange(0, len(w.replicas)-1).Draw(w.t, "replica")]
-	switch rapid.SampledFrom([]string{"apply", "apply", "apply", "checkpoint", "restart", "crash", "term"}).Draw(w.t, "step") {
+	i := rapid.IntRange(0, len(w.replicas)-1).Draw(w.t, "replica")
+	r := w.replicas[i]
+	step := rapid.SampledFrom([]string{"apply", "apply", "apply", "checkpoint", "restart", "crash", "term"}).Draw(w.t, "step")
+	w.t.Logf("replica %d, applied %d: %s", i, r.applied, step)
+	switch step {
 	case "apply":
 		w.apply(r, rapid.IntRange(r.applied, len(w.log.log)).Draw(w.t, "to"))
 	case "checkpoint":
@@ -93,6 +96,7 @@ func (w *walk) apply(r *replica, to int) {
 			}
 		default:
 			w.answers = append(w.answers, answer)
+			w.t.Logf("entry %d, kind %d: %s", at, w.log.log[at].Data[0], answer)
 			w.model(at, result)
 		}
 	}
@@ -186,7 +190,7 @@ func (w *walk) model(at int, result any) {
 	case kindCreate:
 		var c createBody
 		_ = decodeBody(body, &c)
-		if k := (Key{c.Topic, c.Index}); w.models[k] == nil {
+		if k := (Key{c.Topic, c.Index}); result == nil && w.models[k] == nil {
 			w.models[k] = &logModel{batches: make(map[int64][]byte)}
 		}
 	case kindDelete:
