@@ -144,3 +144,9 @@ func Write(w io.Writer, s Scenario) error {
 	}
 	return e.Close()
 }
+
+// SetDevices spreads at least n devices evenly over zones and kinds.
+func (s *Scenario) SetDevices(n int) {
+	sets := max(1, len(s.Zones)*len(Kinds))
+	s.DevicesPerSet = (n + sets - 1) / sets
+}

@@ -93,8 +93,8 @@ func scenario(file, broker string, devices int) (firmwaresim.Scenario, error) {
 	if broker != "" {
 		s.Broker = broker
 	}
-	if sets := len(s.Zones) * len(firmwaresim.Kinds); devices > 0 {
-		s.DevicesPerSet = (devices + sets - 1) / sets
+	if devices > 0 {
+		s.SetDevices(devices)
 	}
 	return s, s.Validate()
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -12,33 +13,18 @@ import (
 func defaultEdgeFile() gateway.Config { return gateway.Default() }
 
 func edgeCommand() *cobra.Command {
-	var file string
-	flags := gateway.Default()
 	c := &cobra.Command{
 		Use: "edge", Short: "Run a gateway: MQTT and HTTP in, a durable buffer, exactly once to the core", Args: args(cobra.NoArgs),
 		Example: "  sluice edge --data /var/lib/sluice-edge\n  sluice edge -c edge.yaml",
 	}
-	f := c.Flags()
-	f.StringVarP(&file, "config", "c", "", "configuration file; flags stand above it")
-	f.StringVar(&flags.DataDir, "data", flags.DataDir, "data directory")
-	f.StringVar(&flags.MQTT.Listen, "mqtt", flags.MQTT.Listen, "address for MQTT")
-	f.StringVar(&flags.MQTT.WebSocket.Listen, "websocket", flags.MQTT.WebSocket.Listen, "address for MQTT over WebSocket")
-	f.StringVar(&flags.HTTP.Listen, "http", flags.HTTP.Listen, "address for HTTP")
-	f.StringSliceVar(&flags.Uplink.Core, "core", flags.Uplink.Core, "Kafka addresses of the cluster to forward to; empty keeps everything in the buffer")
-	f.StringVar(&flags.PIDFile, "pid-file", flags.PIDFile, "file that holds the process's id while it runs")
-	f.StringVar(&flags.Log.Level, "log-level", flags.Log.Level, "debug, info, warn or error")
+	load := gateway.Flags(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		config := gateway.Default()
-		if err := loadUnderFlags(c, file, &config, func() {
-			over(c, "data", &config.DataDir, flags.DataDir)
-			over(c, "mqtt", &config.MQTT.Listen, flags.MQTT.Listen)
-			over(c, "websocket", &config.MQTT.WebSocket.Listen, flags.MQTT.WebSocket.Listen)
-			over(c, "http", &config.HTTP.Listen, flags.HTTP.Listen)
-			over(c, "core", &config.Uplink.Core, flags.Uplink.Core)
-			over(c, "pid-file", &config.PIDFile, flags.PIDFile)
-			over(c, "log-level", &config.Log.Level, flags.Log.Level)
-		}); err != nil {
-			return err
+		config, err := load()
+		if errors.Is(err, conf.ErrInvalid) {
+			return hintConfig(err)
+		}
+		if err != nil {
+			return usage(c, err)
 		}
 		return gateway.Run(c.Context(), config, config.Log.Logger(c.ErrOrStderr()), func(addresses string) {
 			fmt.Fprintln(c.OutOrStdout(), "sluice edge serves:", addresses)
