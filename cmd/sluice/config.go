@@ -18,8 +18,9 @@ func configCommand() *cobra.Command {
 
 // fileKinds are the files that a process can be started with, with their defaults.
 var fileKinds = map[string]func() conf.Validator{
-	"core": func() conf.Validator { c := conf.DefaultCore(); return &c },
-	"edge": func() conf.Validator { c := defaultEdgeFile(); return &c },
+	"core":   func() conf.Validator { c := conf.DefaultCore(); return &c },
+	"edge":   func() conf.Validator { c := defaultEdgeFile(); return &c },
+	"bridge": func() conf.Validator { c := defaultBridgeFile(); return &c },
 }
 
 // loadAny reads a file of the kind, which is guessed from its names when it is "".
@@ -32,7 +33,7 @@ func loadAny(c *cobra.Command, kind, name string) (string, conf.Validator, error
 	}
 	make := fileKinds[kind]
 	if make == nil {
-		return "", nil, usage(c, fmt.Errorf("--kind %q: must be core or edge", kind))
+		return "", nil, usage(c, fmt.Errorf("--kind %q: must be core, edge or bridge", kind))
 	}
 	into := make()
 	return kind, into, conf.Load(name, into)
@@ -66,7 +67,7 @@ func guessKind(name string) (string, error) {
 // hintConfig points to the command that shows what is known.
 func hintConfig(err error) error {
 	if errors.Is(err, conf.ErrInvalid) {
-		return hint(err, "`sluice config print --kind core` (or edge) shows every field with its default")
+		return hint(err, "`sluice config print --kind core` (or edge, bridge) shows every field with its default")
 	}
 	return err
 }

@@ -9,7 +9,7 @@ import (
 func configCheckCommand() *cobra.Command {
 	var kind string
 	c := &cobra.Command{Use: "check FILE...", Short: "Say whether configuration files are right, and what is wrong", Args: args(cobra.MinimumNArgs(1))}
-	c.Flags().StringVar(&kind, "kind", "", "core or edge; guessed from the file when not given")
+	c.Flags().StringVar(&kind, "kind", "", "core, edge or bridge; guessed from the file when not given")
 	c.RunE = func(c *cobra.Command, files []string) error {
 		type checked struct {
 			File string `json:"file"`

@@ -15,7 +15,7 @@ func configPrintCommand() *cobra.Command {
 		Use: "print [FILE]", Short: "Print the configuration in force, defaults included, secrets left out", Args: args(cobra.MaximumNArgs(1)),
 		Example: "  sluice config print core.yaml\n  sluice config print --kind core",
 	}
-	c.Flags().StringVar(&kind, "kind", "", "core or edge; guessed from the file when not given")
+	c.Flags().StringVar(&kind, "kind", "", "core, edge or bridge; guessed from the file when not given")
 	c.RunE = func(c *cobra.Command, files []string) error {
 		var v conf.Validator
 		switch {
@@ -27,9 +27,9 @@ func configPrintCommand() *cobra.Command {
 		case fileKinds[kind] != nil:
 			v = fileKinds[kind]()
 		case kind != "":
-			return usage(c, fmt.Errorf("--kind %q: must be core or edge", kind))
+			return usage(c, fmt.Errorf("--kind %q: must be core, edge or bridge", kind))
 		default:
-			return usage(c, errors.New("name a file, or --kind core or edge for the defaults"))
+			return usage(c, errors.New("name a file, or --kind core, edge or bridge for the defaults"))
 		}
 		if !wantsJSON(c) {
 			return conf.Print(c.OutOrStdout(), v)
