@@ -19,6 +19,7 @@ import (
 	"sluice/core/controller"
 	"sluice/core/kafka"
 	"sluice/core/meta"
+	"sluice/core/shard"
 	"sluice/core/vfs"
 )
 
@@ -71,7 +72,7 @@ func (c *testCluster) awaitLive() {
 	ctx, probe := testContext(c.t), []meta.NewTopic{{Name: "probe", Partitions: 1, ReplicationFactor: int16(len(c.nodes))}}
 	for {
 		r := c.nodes[0].ctl.CreateTopics(ctx, probe, true)
-		if len(r) == 1 && r[0].Err == nil {
+		if len(r) == 1 && r[0].Err == nil && c.metadataVoters() == len(c.nodes) {
 			return
 		}
 		select {
@@ -80,6 +81,24 @@ func (c *testCluster) awaitLive() {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// metadataVoters counts the nodes that count for the metadata's majority, which a test that stops one relies on.
+func (c *testCluster) metadataVoters() int {
+	for _, n := range c.nodes {
+		s, ok := n.ctl.Status().(controller.Status).Metadata.(shard.GroupStatus)
+		if !ok || s.Leader != n.id {
+			continue
+		}
+		voters := 0
+		for _, r := range s.Replicas {
+			if r.Voter && r.InSync {
+				voters++
+			}
+		}
+		return voters
+	}
+	return 0
 }
 
 // start starts the node and waits until it serves.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -21,7 +22,8 @@ func TestLeadersStopUnderLoad(t *testing.T) {
 	failed := make(chan error, 1)
 	done := make(chan int64, 1)
 	go func() {
-		cl, err := kgo.NewClient(kgo.SeedBrokers(c.bootstrap()...), kgo.DefaultProduceTopic("load"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		cl, err := kgo.NewClient(kgo.SeedBrokers(c.bootstrap()...), kgo.DefaultProduceTopic("load"), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+			kgo.MetadataMinAge(50*time.Millisecond))
 		if err != nil {
 			failed <- err
 			return
