@@ -69,7 +69,7 @@ func (l *Log) install(m Manifest, segments []*segment) {
 	l.mu.segments = segments
 	l.mu.start, l.mu.end, l.mu.synced = m.Start, m.End, m.End
 	for _, s := range segments {
-		if s.synced < s.bytes {
+		if s.synced < s.bytes || s.recheck {
 			l.mu.synced = min(l.mu.synced, s.base)
 		}
 	}

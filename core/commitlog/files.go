@@ -68,7 +68,7 @@ type handle struct {
 	mu    sync.Mutex // opening, closing, and:
 	path  string
 	file  vfs.File
-	err   error // of a sync before closing: the file must not be used again
+	err   error // of a sync before closing: the file must not be written to again
 	dirty bool  // written since the last sync
 
 	// Guarded by files.mu.
@@ -123,9 +123,6 @@ func (h *handle) opened(open func(string) (vfs.File, error)) (vfs.File, error) {
 func (h *handle) openLocked(open func(string) (vfs.File, error)) (vfs.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.err != nil {
-		return nil, h.err
-	}
 	if h.file != nil {
 		return h.file, nil
 	}
@@ -141,11 +138,13 @@ func (h *handle) openLocked(open func(string) (vfs.File, error)) (vfs.File, erro
 	return file, nil
 }
 
-// wrote notes that the file has to be synced before it may be closed.
-func (h *handle) wrote() {
+// wrote notes that the file has to be synced before it may be closed. It is
+// called before a write, which must not happen when it returns an error.
+func (h *handle) wrote() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.dirty = true
+	return h.err
 }
 
 // sync makes the file durable. It does not block acquire.
@@ -156,15 +155,13 @@ func (h *handle) sync() error {
 	}
 	defer h.release()
 	h.mu.Lock()
+	err = h.err
 	h.dirty = false // what is written from here on sets it again
 	h.mu.Unlock()
-	if err := file.Sync(); err != nil {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.err = err
+	if err != nil {
 		return err
 	}
-	return nil
+	return file.Sync()
 }
 
 // release undoes one pin.

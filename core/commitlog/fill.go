@@ -108,7 +108,9 @@ func (w *segmentWriter) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off+int64(len(p)) > w.part.want.Bytes {
 		return 0, fmt.Errorf("write segment %d: %d bytes at %d are beyond its %d", w.s.base, len(p), off, w.part.want.Bytes)
 	}
-	w.s.data.wrote()
+	if err := w.s.data.wrote(); err != nil {
+		return 0, err
+	}
 	n, err := w.file.WriteAt(p, off)
 	w.l.mu.Lock()
 	defer w.l.mu.Unlock()

@@ -33,6 +33,7 @@ type segment struct {
 	// Guarded by Log.mu.
 	tally
 	synced  int64        // durable bytes
+	recheck bool         // durable on the word of a manifest: the next Sync makes sure
 	dropped bool         // no longer part of the log
 	missing *missingPart // not nil until it has been fetched
 }
@@ -64,6 +65,9 @@ type Log struct {
 	fs    vfs.FS
 	dir   string
 	files *Files
+	// scans is set by Open: the next Open takes the names in the directory for
+	// true, so they must not become durable out of order.
+	scans bool
 
 	// write is held by whoever changes what the log consists of.
 	write sync.Mutex
@@ -296,7 +300,9 @@ func (l *Log) appendRun(batches []byte) (int64, error) {
 		return 0, fmt.Errorf("append: open segment: %w", err)
 	}
 	defer s.data.release()
-	s.data.wrote()
+	if err := s.data.wrote(); err != nil {
+		return 0, fmt.Errorf("append: segment was not synced: %w", err)
+	}
 	if _, err := file.WriteAt(run, t.bytes); err != nil {
 		return 0, fmt.Errorf("append: write segment: %w", err)
 	}
@@ -388,9 +394,17 @@ func (l *Log) roll() (*segment, error) {
 	}
 	s.data.release()
 	l.mu.Lock()
+	l.mu.names++
+	names := l.mu.names
+	l.mu.Unlock()
+	if l.scans {
+		if err := l.syncNames(names); err != nil {
+			return nil, err
+		}
+	}
+	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.segments = append(l.mu.segments, s)
-	l.mu.names++
 	return s, nil
 }
 
@@ -457,14 +471,14 @@ func (l *Log) Sync() (end int64, err error) {
 		return 0, l.fail(err)
 	}
 	for _, d := range l.dirty {
-		if d.closed || d.t.bytes-d.s.index.markPos >= markBytes {
+		if ahead := d.t.bytes - d.s.index.markPos; ahead >= markBytes || d.closed && ahead > 0 {
 			l.writeMark(d.s.index, d.t, d.closed) // does nothing for an index that is not in use
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i, d := range l.dirty {
-		d.s.synced = max(d.s.synced, d.t.bytes)
+		d.s.synced, d.s.recheck = max(d.s.synced, d.t.bytes), false
 		l.dirty[i] = dirtySegment{}
 	}
 	l.mu.synced = max(l.mu.synced, end)
@@ -477,7 +491,7 @@ func (l *Log) captureDirty() (end, names int64) {
 	defer l.mu.Unlock()
 	l.dirty = l.dirty[:0]
 	for i, s := range l.mu.segments {
-		if s.synced < s.bytes {
+		if s.synced < s.bytes || s.recheck {
 			l.dirty = append(l.dirty, dirtySegment{s: s, t: s.tally, closed: i < len(l.mu.segments)-1 && s.missing == nil})
 		}
 	}

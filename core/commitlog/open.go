@@ -64,6 +64,7 @@ func parseName(name string) (base int64, suffix string, ok bool) {
 // The offsets must be contiguous: a compacted log is opened with OpenAt.
 func Open(fsys vfs.FS, dir string, c Config) (*Log, error) {
 	l := newLog(fsys, dir, c)
+	l.scans = true
 	f, err := l.list()
 	if err != nil {
 		return nil, err
@@ -102,6 +103,9 @@ func (r *recovery) run() error {
 			last = i
 			break
 		}
+	}
+	for last > 0 && r.l.mu.segments[last].bytes == 0 {
+		last-- // created, and never written to: whether it is needed, the next append decides
 	}
 	if err := r.removeAfter(last); err != nil {
 		return err
@@ -299,7 +303,7 @@ func (l *Log) restore(f found, m Manifest) error {
 	for i, info := range m.Segments {
 		named[info.Base] = true
 		s := l.newSegment(info.Base)
-		s.tally = tallyOf(info)
+		s.tally, s.synced, s.recheck = tallyOf(info), info.Bytes, true
 		l.mu.segments = append(l.mu.segments, s)
 		if err := l.restoreSegment(f, s, info, i == len(m.Segments)-1); err != nil {
 			return err
