@@ -181,6 +181,18 @@ func served(t *testing.T, all []*member, topic string) {
 	}
 }
 
+// fullISR checks that every node names all replicas of a topic that has just been created.
+func fullISR(t *testing.T, all []*member, topic string) {
+	t.Helper()
+	for _, m := range all {
+		for _, p := range m.Image().Topic(topic).Partitions {
+			if s := m.Image().Shard(p.Shard); len(m.ISR(p.Shard)) != len(s.Voters) {
+				t.Errorf("node %d: ISR of %s-%d is %v of %v", m.Self(), topic, p.Index, m.ISR(p.Shard), s.Nodes())
+			}
+		}
+	}
+}
+
 func TestSingleNode(t *testing.T) {
 	m := start(t, options(1))
 	m.create(plain("t"), meta.NewTopic{Name: "u", Partitions: 5, ReplicationFactor: 1, Configs: map[string]string{"segment.bytes": "2097152"}})
@@ -270,6 +282,8 @@ func TestThreeNodes(t *testing.T) {
 		m.create(plain(name), meta.NewTopic{Name: name + "one", Partitions: 4, ReplicationFactor: 1})
 		served(t, all, name)
 		served(t, all, name+"one")
+		fullISR(t, all, name)
+		fullISR(t, all, name+"one")
 	}
 	all[1].create(plain(meta.OffsetsTopic))
 	served(t, all, meta.OffsetsTopic)

@@ -206,7 +206,7 @@ func (c *Controller) attempt(ctx context.Context, r *commandRequest) (meta.Resul
 		return c.lead.execute(ctx, r)
 	}
 	var res meta.Result
-	err := c.pool.call(ctx, leader, opCommand, r, &res)
+	err := c.pool.command(ctx, leader, r, &res)
 	return res, err
 }
 

@@ -28,6 +28,9 @@ const (
 	frameBytesMax = 16 << 20
 	// idleConnsMax are kept open to each node: pings, waits and forwarded commands overlap.
 	idleConnsMax = 4
+	// commandsMax are forwarded at once by one node; more wait their turn. The leader makes one
+	// after the other anyway.
+	commandsMax = 64
 	// callTimeout is the deadline of a call whose context has none.
 	callTimeout = 10 * time.Second
 	// serveIdle is how long a connection may say nothing; pooled ones are used twice a second by
@@ -172,7 +175,8 @@ func newControlConn(c net.Conn) *controlConn { return &controlConn{Conn: c, r: b
 
 // pool holds idle connections to other nodes.
 type pool struct {
-	dial func(ctx context.Context, to meta.NodeID, kind string) (net.Conn, error)
+	dial  func(ctx context.Context, to meta.NodeID, kind string) (net.Conn, error)
+	slots chan struct{} // for commands; pings and waits are few
 
 	mu struct {
 		sync.Mutex
@@ -182,9 +186,20 @@ type pool struct {
 }
 
 func newPool(node *shard.Node) *pool {
-	p := &pool{dial: node.Dial}
+	p := &pool{dial: node.Dial, slots: make(chan struct{}, commandsMax)}
 	p.mu.idle = make(map[meta.NodeID][]*controlConn)
 	return p
+}
+
+// command forwards a command; see call.
+func (p *pool) command(ctx context.Context, to meta.NodeID, r *commandRequest, out *meta.Result) error {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return fmt.Errorf("forward command to node %d: %w", to, ctx.Err())
+	}
+	return p.call(ctx, to, opCommand, r, out)
 }
 
 // call asks a node. Requests can be sent twice: commands carry an id, the others change nothing.

@@ -26,9 +26,9 @@ const (
 	proposalsMax = 256
 	// reportAgain is how long a report may take to come back in this node's image.
 	reportAgain = time.Second
-	// firstTransferWait is how long a new shard's first leader waits for the preferred one.
-	firstTransferWait = 500 * time.Millisecond
-	firstTransferPoll = 10 * time.Millisecond
+	// foundWait is how long a new shard's first leader waits for the other members.
+	foundWait = 500 * time.Millisecond
+	foundPoll = 5 * time.Millisecond
 )
 
 // replica is this node's part in one shard. Its goroutine does the duties of the shard's leader
@@ -107,7 +107,7 @@ func (r *replica) round(ctx context.Context) error {
 	if s == nil || s.Term > term {
 		return nil
 	}
-	if s.Leader == meta.NoNode && r.handToPreferred(ctx, s) {
+	if s.Leader == meta.NoNode && r.found(ctx, s) {
 		return nil
 	}
 	if err := r.report(ctx, s, term); err != nil {
@@ -282,20 +282,25 @@ func (r *replica) usable(s meta.Server) bool {
 	return ok && !n.Fenced && n.Incarnation == s.Incarnation
 }
 
-// handToPreferred gives a shard that never had a leader to the preferred one before anybody knows
-// of it, and tells whether it did: clients then need not follow it there a moment later.
-func (r *replica) handToPreferred(ctx context.Context, s *meta.Shard) bool {
+// found looks after a shard that never had a leader, before anybody knows of it. It waits a moment
+// until all members are there, so that the first answer to a client names a full ISR and the first
+// record finds enough replicas in sync; and it gives the shard to the preferred leader, so that
+// clients need not follow it there a moment later. It tells whether it did the latter.
+func (r *replica) found(ctx context.Context, s *meta.Shard) (handed bool) {
+	want := 0
+	for _, v := range s.Voters {
+		if r.usable(v) {
+			want++
+		}
+	}
+	for len(r.isr(s)) < want && time.Since(r.since) < foundWait && ctx.Err() == nil {
+		pause(ctx, foundPoll)
+	}
 	preferred := s.Preferred()
-	if preferred == r.c.Self() || !r.usable(s.Voters[0]) {
+	if preferred == r.c.Self() || !slices.Contains(r.isr(s), preferred) {
 		return false
 	}
-	for time.Since(r.since) < firstTransferWait && ctx.Err() == nil {
-		if slices.Contains(r.isr(s), preferred) {
-			return r.group.Transfer(ctx, preferred) == nil
-		}
-		pause(ctx, firstTransferPoll)
-	}
-	return false
+	return r.group.Transfer(ctx, preferred) == nil
 }
 
 // preferLeader gives the shard back to its preferred leader once that one has been in sync for a

@@ -16,7 +16,7 @@ type pingAnswer struct {
 }
 
 // awaitRequest asks a node to wait until it has applied Index and knows a leader of each shard, in
-// the term named there or a later one.
+// the term named there or a later one, and that leader's report.
 type awaitRequest struct {
 	Index  uint64        `cbor:"1,keyasint"`
 	Shards []servedShard `cbor:"2,keyasint,omitempty"`
@@ -102,7 +102,7 @@ func (c *Controller) look(r *awaitRequest) awaitAnswer {
 	}
 	for _, want := range r.Shards {
 		leader, term, ok := c.LeaderOf(want.ID)
-		if !ok || term < want.Term {
+		if s := image.Shard(want.ID); !ok || term < want.Term || s != nil && s.Term < want.Term {
 			answer.Done = false
 			continue
 		}
