@@ -51,7 +51,7 @@ type Dirs struct {
 		sync.Mutex
 		claimed map[string]claim // by directory name
 		changed bool             // names changed since the last Sync
-		vacated map[string]bool  // names that were renamed away since then
+		renamed map[string]bool  // names renamed from or to since then
 	}
 }
 
@@ -66,7 +66,7 @@ func NewDirs(fsys vfs.FS, dataDir string) (*Dirs, error) {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
 	d := &Dirs{fs: fsys, root: dataDir}
-	d.mu.claimed, d.mu.vacated = make(map[string]claim), make(map[string]bool)
+	d.mu.claimed, d.mu.renamed = make(map[string]claim), make(map[string]bool)
 	if err := d.readOrigin(); err != nil {
 		return nil, err
 	}
@@ -124,12 +124,8 @@ func (d *Dirs) claim(k Key, name string, shard meta.ShardID, fresh bool) (string
 	}
 	d.mu.claimed[dir] = claim{key: k, shard: shard}
 	path := filepath.Join(d.root, dir)
-	if d.mu.vacated[dir] {
-		// MkdirAll is durable at once. Were the renaming not, a crash would leave
-		// this directory in the place of the one that had its name.
-		if err := d.syncLocked(); err != nil {
-			return "", err
-		}
+	if err := d.settleLocked(dir); err != nil {
+		return "", err
 	}
 	if err := d.fs.MkdirAll(path); err != nil {
 		return "", fmt.Errorf("make partition directory: %w", err)
@@ -147,10 +143,14 @@ func (d *Dirs) findLocked(k Key, name string, fresh bool) (string, error) {
 	target := preferredDir(k, name)
 	if c, held := d.mu.claimed[target]; held && c.key != k {
 		target = ownDir(k, name)
-	} else if err := d.clearLocked(k, name, fresh || earlier != ""); err != nil {
+	}
+	if earlier == target {
+		return target, nil
+	}
+	if err := d.clearLocked(k, name, target, fresh || earlier != ""); err != nil {
 		return "", err
 	}
-	if earlier == "" || earlier == target {
+	if earlier == "" {
 		return target, nil
 	}
 	if there, err := d.exists(target); err != nil || there {
@@ -177,24 +177,23 @@ func (d *Dirs) earlierLocked(k Key, name string) (string, error) {
 	return "", nil
 }
 
-// clearLocked sets aside what stands under k's preferred name and belongs to
-// another partition. What has no readable owner is k's, if a checkpoint names k
-// and nothing else is: metadata is synced before a checkpoint counts.
-func (d *Dirs) clearLocked(k Key, name string, found bool) error {
-	preferred := preferredDir(k, name)
-	if there, err := d.exists(preferred); err != nil || !there {
+// clearLocked sets aside what stands where k is to live and belongs to another
+// partition. What has no readable owner is k's, if a checkpoint names k and
+// nothing else is found: metadata is synced before a checkpoint counts.
+func (d *Dirs) clearLocked(k Key, name, target string, found bool) error {
+	if there, err := d.exists(target); err != nil || !there {
 		return err
 	}
-	c, err := d.readMetadata(filepath.Join(d.root, preferred))
+	c, err := d.readMetadata(filepath.Join(d.root, target))
 	switch {
 	case err == nil && c.key.Topic == k.Topic:
 		return nil
 	case err == nil:
-		return d.renameLocked(preferred, ownDir(c.key, name)+straySuffix)
+		return d.renameLocked(target, ownDir(c.key, name)+straySuffix)
 	case !errors.Is(err, errNoMetadata):
 		return err
 	case found:
-		return d.renameLocked(preferred, preferred+".unknown"+straySuffix)
+		return d.renameLocked(target, target+".unknown"+straySuffix)
 	}
 	return nil
 }
@@ -222,13 +221,29 @@ func (d *Dirs) release(path string) {
 	delete(d.mu.claimed, filepath.Base(path))
 }
 
+// settleLocked makes an earlier renaming from or to a name durable before the
+// name is used again. Nothing promises that a crash keeps the earlier of two
+// changes when it keeps the later one: a directory made or moved there could take
+// the place of the one that was to be elsewhere by then.
+func (d *Dirs) settleLocked(names ...string) error {
+	for _, name := range names {
+		if d.mu.renamed[name] {
+			return d.syncLocked()
+		}
+	}
+	return nil
+}
+
 // renameLocked moves a directory; what stands at the new name from an earlier
 // life of the same partition goes.
 func (d *Dirs) renameLocked(from, to string) error {
+	if err := d.settleLocked(from, to); err != nil {
+		return err
+	}
 	if err := d.fs.RemoveAll(filepath.Join(d.root, to)); err != nil {
 		return fmt.Errorf("remove old %s: %w", to, err)
 	}
-	d.mu.changed, d.mu.vacated[from] = true, true
+	d.mu.changed, d.mu.renamed[from], d.mu.renamed[to] = true, true, true
 	if err := d.fs.Rename(filepath.Join(d.root, from), filepath.Join(d.root, to)); err != nil {
 		return fmt.Errorf("set partition directory aside: %w", err)
 	}
@@ -288,7 +303,7 @@ func (d *Dirs) syncLocked() error {
 		return fmt.Errorf("sync data directory: %w", err)
 	}
 	d.mu.changed = false
-	clear(d.mu.vacated)
+	clear(d.mu.renamed)
 	return nil
 }
 
