@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"strconv"
@@ -216,10 +215,11 @@ func (n *coreNode) addresses() coreAddresses {
 
 // close gives back what open took when it did not finish.
 func (n *coreNode) close() {
-	for _, c := range []io.Closer{n.listener.Listener, n.controller} {
-		if c != nil {
-			_ = c.Close()
-		}
+	if n.listener.Listener != nil {
+		_ = n.listener.Close()
+	}
+	if n.controller != nil {
+		_ = n.controller.Close()
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 	"io"
 	"os"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -102,7 +102,7 @@ func (o *produce) options(c *cobra.Command) ([]kgo.Opt, error) {
 	if !ok {
 		return nil, usage(c, fmt.Errorf("--compression %q: must be none, gzip, snappy, lz4 or zstd", o.codec))
 	}
-	options := []kgo.Opt{kgo.ProducerBatchCompression(codec), kgo.AllowAutoTopicCreation(), kgo.RecordDeliveryTimeout(o.timeout), kgo.ProducerBatchMaxBytes(lineBytesMax), kgo.BrokerMaxWriteBytes(lineBytesMax + 1<<20), kgo.UnknownTopicRetries(4)}
+	options := []kgo.Opt{kgo.ProducerBatchCompression(codec), kgo.AllowAutoTopicCreation(), kgo.ProducerBatchMaxBytes(lineBytesMax), kgo.BrokerMaxWriteBytes(lineBytesMax + 1<<20), kgo.UnknownTopicRetries(4)}
 	switch o.acks {
 	case "all", "-1":
 	case "1":
@@ -127,19 +127,18 @@ func (o *produce) options(c *cobra.Command) ([]kgo.Opt, error) {
 func (o *produce) send(c *cobra.Command, client *kgo.Client, sent *produced, headers map[string]string, files []string) error {
 	ctx, cancel := context.WithCancelCause(c.Context())
 	defer cancel(nil)
-	var records, size atomic.Int64
+	acks := &acknowledged{timeout: o.timeout, stalled: func() { cancel(fmt.Errorf("no acknowledgement for %v: %w", o.timeout, context.DeadlineExceeded)) }}
 	each := func(r *kgo.Record) error {
 		r.Topic = sent.Topic
 		for _, name := range sortedKeys(headers) {
 			r.Headers = append(r.Headers, kgo.RecordHeader{Key: name, Value: []byte(headers[name])})
 		}
+		acks.sending()
 		client.Produce(ctx, r, func(r *kgo.Record, err error) {
 			if err != nil {
 				cancel(err)
-				return
 			}
-			records.Add(1)
-			size.Add(int64(len(r.Key) + len(r.Value)))
+			acks.done(r, err)
 		})
 		return context.Cause(ctx)
 	}
@@ -150,8 +149,49 @@ func (o *produce) send(c *cobra.Command, client *kgo.Client, sent *produced, hea
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	sent.Records, sent.Bytes = records.Load(), size.Load()
+	sent.Records, sent.Bytes = acks.total()
 	return err
+}
+
+// acknowledged counts what the cluster has confirmed, and calls stalled when records wait and none was confirmed for the timeout. (The
+// client's own timeout counts from a record's timestamp, which may lie in the past.)
+type acknowledged struct {
+	timeout time.Duration
+	stalled func()
+
+	mu struct {
+		sync.Mutex
+		timer          *time.Timer
+		waiting        int64
+		records, bytes int64
+	}
+}
+
+func (a *acknowledged) sending() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.mu.waiting++; a.mu.waiting == 1 {
+		a.mu.timer = time.AfterFunc(a.timeout, a.stalled)
+	}
+}
+
+func (a *acknowledged) done(r *kgo.Record, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil {
+		a.mu.records++
+		a.mu.bytes += int64(len(r.Key) + len(r.Value))
+	}
+	a.mu.timer.Stop()
+	if a.mu.waiting--; a.mu.waiting > 0 {
+		a.mu.timer.Reset(a.timeout)
+	}
+}
+
+func (a *acknowledged) total() (records, size int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.mu.records, a.mu.bytes
 }
 
 func (o *produce) read(c *cobra.Command, files []string, each func(*kgo.Record) error) error {
