@@ -101,18 +101,18 @@ func (h *handle) unlinkIdle() {
 // it unless there is an error.
 func (h *handle) acquire() (vfs.File, error) {
 	h.pin()
-	return h.opened(h.fs.Open)
+	return h.opened(false)
 }
 
 // create is acquire of a new or truncated file.
 func (h *handle) create() (vfs.File, error) {
 	h.pin()
-	return h.opened(h.fs.Create)
+	return h.opened(true)
 }
 
 // opened returns the file of a pinned handle; on an error the pin is gone.
-func (h *handle) opened(open func(string) (vfs.File, error)) (vfs.File, error) {
-	file, err := h.openLocked(open)
+func (h *handle) opened(create bool) (vfs.File, error) {
+	file, err := h.openLocked(create)
 	if err != nil {
 		h.release()
 		return nil, err
@@ -120,13 +120,17 @@ func (h *handle) opened(open func(string) (vfs.File, error)) (vfs.File, error) {
 	return file, nil
 }
 
-func (h *handle) openLocked(open func(string) (vfs.File, error)) (vfs.File, error) {
+func (h *handle) openLocked(create bool) (file vfs.File, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.file != nil {
 		return h.file, nil
 	}
-	file, err := open(h.path)
+	if create {
+		file, err = h.fs.Create(h.path)
+	} else {
+		file, err = h.fs.Open(h.path)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -239,7 +239,7 @@ func (l *Log) Verify(base int64, pace func(n int) error) error {
 	info := s.info(base)
 	s.data.pin()
 	l.mu.Unlock()
-	file, err := s.data.opened(l.fs.Open)
+	file, err := s.data.opened(false)
 	if err != nil {
 		return fmt.Errorf("verify segment %d: %w", base, err)
 	}
@@ -271,7 +271,7 @@ func (l *Log) ReadSegment(base, position, length int64) (*Chunk, error) {
 	}
 	s.data.pin()
 	l.mu.Unlock()
-	file, err := s.data.opened(l.fs.Open)
+	file, err := s.data.opened(false)
 	if err != nil {
 		return nil, fmt.Errorf("read segment %d: %w", base, err)
 	}

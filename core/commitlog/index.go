@@ -63,6 +63,7 @@ type entry struct {
 type index struct {
 	h    *handle
 	base int64
+	seed uint32 // CRC of base
 	// io serialises creation and rebuilding of the file.
 	io sync.Mutex
 
@@ -77,11 +78,11 @@ type index struct {
 	exists   bool    // the file is there, with a header
 }
 
-func (x *index) check(p []byte) uint32 {
-	var base [8]byte
-	binary.BigEndian.PutUint64(base[:], uint64(x.base))
-	return crc32.Update(crc32.Checksum(base[:], castagnoli), castagnoli, p)
+func newIndex(h *handle, base int64) *index {
+	return &index{h: h, base: base, seed: crc32.Checksum(binary.BigEndian.AppendUint64(nil, uint64(base)), castagnoli)}
 }
+
+func (x *index) check(p []byte) uint32 { return crc32.Update(x.seed, castagnoli, p) }
 
 func (x *index) appendEntry(dst []byte, e entry) []byte {
 	start := len(dst)

@@ -124,7 +124,7 @@ func (l *Log) newSegment(base int64) *segment {
 		base:  base,
 		tally: newTally(base),
 		data:  l.files.handle(l.fs, l.path(base, dataSuffix)),
-		index: &index{base: base, h: l.files.handle(l.fs, l.path(base, indexSuffix))},
+		index: newIndex(l.files.handle(l.fs, l.path(base, indexSuffix)), base),
 	}
 }
 

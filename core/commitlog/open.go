@@ -261,7 +261,7 @@ func (l *Log) prepareLast(s *segment) error {
 	loaded, err := s.index.load(s.bytes)
 	if err != nil {
 		s.index.h.drop()
-		s.index = &index{base: s.base, h: l.files.handle(l.fs, l.path(s.base, indexSuffix))}
+		s.index = newIndex(l.files.handle(l.fs, l.path(s.base, indexSuffix)), s.base)
 		if err := l.removeFile(s.base, indexSuffix); err != nil {
 			return fmt.Errorf("remove damaged index: %w", err)
 		}
@@ -391,6 +391,7 @@ func (l *Log) adoptPart(base int64, suffix string) (int64, error) {
 
 func (l *Log) setMissing(s *segment, want SegmentInfo, resume int64) {
 	s.index.off = true
+	s.recheck = false // there is no file yet; Commit syncs what is fetched
 	s.missing = &missingPart{want: want, resume: min(resume, want.Bytes), created: resume > 0}
 }
 

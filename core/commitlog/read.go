@@ -21,7 +21,7 @@ func (l *Log) Read(offset, maxBytes, end int64) (*Chunk, error) {
 	if err != nil || v.s == nil {
 		return nil, err
 	}
-	file, err := v.s.data.opened(l.fs.Open)
+	file, err := v.s.data.opened(false)
 	if errors.Is(err, fs.ErrNotExist) && offset < l.Start() {
 		return nil, ErrOutOfRange // unlinked since
 	}

@@ -58,7 +58,7 @@ func (l *Log) timeView(ts, from int64) (s *segment, bytes, start int64, err erro
 // lookupIn looks in one pinned segment; offset is -1 when it has no such
 // record at or above start, and next is then where to go on.
 func (l *Log) lookupIn(s *segment, bytes, start, ts int64) (offset, timestamp, next int64, err error) {
-	file, err := s.data.opened(l.fs.Open)
+	file, err := s.data.opened(false)
 	if err != nil {
 		return -1, -1, 0, err
 	}
