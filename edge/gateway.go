@@ -57,7 +57,7 @@ func OpenFS(fs vfs.FS, c Config, logger *slog.Logger) (*Gateway, error) {
 
 func (g *Gateway) open(fs vfs.FS) (err error) {
 	dir := g.config.DataDir
-	if err := fs.MkdirAll(filepath.Join(dir, "buffer")); err != nil {
+	if err := makeDir(fs, filepath.Join(dir, "buffer")); err != nil {
 		return fmt.Errorf("create data directory: %w", err)
 	}
 	if g.lock, err = fs.Lock(filepath.Join(dir, "edge.lock")); err != nil {
@@ -100,6 +100,23 @@ func (g *Gateway) open(fs vfs.FS) (err error) {
 		return err
 	}
 	return g.mqtt.Recover()
+}
+
+// makeDir makes dir and what is above it, each entry on disk: a directory that a power cut takes away takes the log with it.
+func makeDir(fs vfs.FS, dir string) error {
+	if _, err := fs.Stat(dir); err == nil {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if parent != dir {
+		if err := makeDir(fs, parent); err != nil {
+			return err
+		}
+	}
+	if err := fs.MkdirAll(dir); err != nil {
+		return err
+	}
+	return fs.SyncDir(parent)
 }
 
 // login lets HTTP ask the users of MQTT; the two doors do not know each other.

@@ -27,7 +27,7 @@ func (b *Buffer) commitLoop(ctx context.Context) error {
 			b.fail(err)
 			b.finish <- commit{batches, 0}
 			b.refuseQueued()
-			return err
+			return b.Err()
 		}
 		b.finish <- commit{batches, b.Synced()}
 		if cap(out) > commitBytesMax { // one huge message must not keep its size for ever

@@ -149,6 +149,7 @@ func (s *Server) Run(ctx context.Context) error {
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
 	defer cancel()
 	err := s.server.ShutdownWithContext(late)
+	s.listener.Close() // Shutdown does not know it when Serve has not come that far
 	s.cancel()
 	if err != nil {
 		return fmt.Errorf("stop http: %w", err)
