@@ -112,25 +112,34 @@ func ownDir(k Key, name string) string {
 	return preferredDir(k, name) + "." + hex.EncodeToString(k.Topic[:])
 }
 
-// claim finds or makes the directory of a partition and returns its path.
-// fresh means that nothing that lies there counts: the partition is being
-// created; otherwise a checkpoint names it.
-func (d *Dirs) claim(k Key, name string, shard meta.ShardID, fresh bool) (string, error) {
+// claim finds or makes the directory of a partition and returns its path, and
+// whether it was marked as the partition's already. fresh means that nothing that
+// lies there counts: the partition is being created; otherwise a checkpoint names
+// it.
+func (d *Dirs) claim(k Key, name string, shard meta.ShardID, fresh bool) (path string, marked bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	dir, err := d.findLocked(k, name, fresh)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	d.mu.claimed[dir] = claim{key: k, shard: shard}
-	path := filepath.Join(d.root, dir)
+	c := claim{key: k, shard: shard}
+	path = filepath.Join(d.root, dir)
+	if have, err := d.readMetadata(path); err == nil && have == c {
+		d.mu.claimed[dir] = c
+		return path, true, nil
+	}
 	if err := d.settleLocked(dir); err != nil {
-		return "", err
+		return "", false, err
 	}
 	if err := d.fs.MkdirAll(path); err != nil {
-		return "", fmt.Errorf("make partition directory: %w", err)
+		return "", false, fmt.Errorf("make partition directory: %w", err)
 	}
-	return path, d.writeMetadata(path, claim{key: k, shard: shard})
+	if err := d.writeMetadata(path, c); err != nil {
+		return "", false, err
+	}
+	d.mu.claimed[dir] = c
+	return path, false, nil
 }
 
 // findLocked returns the name under which the partition is to live, moved there
@@ -322,12 +331,8 @@ func (d *Dirs) exists(name string) (bool, error) {
 // it was made by others, or its power went before the first checkpoint.
 var errNoMetadata = errors.New("no readable " + metadataFile)
 
-// writeMetadata writes the file unless it is right already. Its first lines are
-// Kafka's own (KIP-516); shard is ours.
+// writeMetadata writes the file. Its first two lines are Kafka's own (KIP-516).
 func (d *Dirs) writeMetadata(path string, c claim) error {
-	if have, err := d.readMetadata(path); err == nil && have == c {
-		return nil
-	}
 	d.mu.changed = true
 	f, err := d.fs.Create(filepath.Join(path, metadataFile))
 	if err != nil {

@@ -27,7 +27,7 @@ func there(t *testing.T, d *Dirs, name string) bool {
 
 func mustClaim(t *testing.T, d *Dirs, k Key, name string, fresh bool) string {
 	t.Helper()
-	path, err := d.claim(k, name, testShard, fresh)
+	path, _, err := d.claim(k, name, testShard, fresh)
 	if err != nil {
 		t.Fatalf("claim %s: %v", k, err)
 	}

@@ -74,6 +74,13 @@ func (s *Set) restorePartition(sec *section, trusted bool) error {
 	}
 	work := incomplete{p: p, missing: missing}
 	if !trusted {
+		p.named.Store(false)
+	}
+	synced := p.named.Load() || len(sec.Log.Segments) == 0
+	if trusted && synced && len(missing) == 0 && len(sec.encoded) <= savedSectionMax {
+		p.saved.Store(&savedSection{version: p.version, bytes: sec.encoded})
+	}
+	if !trusted {
 		work.unverified, work.unsynced = present(sec.Log.Segments, missing), true
 	}
 	s.catchUp.add(work)

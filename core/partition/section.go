@@ -22,6 +22,8 @@ type section struct {
 	Producers []savedProducer // the oldest first
 	Open      []openTxn
 	Aborted   []AbortedTxn
+
+	encoded []byte // what it was decoded from, if it was
 }
 
 // savedProducer is producer as it lies in a manifest.
@@ -117,7 +119,7 @@ func (sec *section) encode() []byte {
 }
 
 func decodeSection(b []byte) (*section, error) {
-	sec := new(section)
+	sec := &section{encoded: b}
 	if err := sectionDecoding.Unmarshal(b, sec); err != nil {
 		return nil, fmt.Errorf("%w: decode partition: %w", ErrCorruptManifest, err)
 	}

@@ -193,7 +193,7 @@ func (s *Set) logConfig(c LogConfig) commitlog.Config {
 // partition known. fresh is a new partition, of which nothing on disk counts.
 func (s *Set) open(sec *section, fresh bool) (*Partition, []commitlog.SegmentInfo, error) {
 	k := sec.key()
-	dir, err := s.o.Dirs.claim(k, sec.Name, s.o.Shard, fresh)
+	dir, marked, err := s.o.Dirs.claim(k, sec.Name, s.o.Shard, fresh)
 	if err != nil {
 		return nil, nil, fmt.Errorf("claim directory of %s-%d: %w", sec.Name, k.Index, err)
 	}
@@ -202,6 +202,7 @@ func (s *Set) open(sec *section, fresh bool) (*Partition, []commitlog.SegmentInf
 		return nil, nil, fmt.Errorf("open log of %s-%d: %w", sec.Name, k.Index, err)
 	}
 	p := &Partition{key: k, name: sec.Name, dir: dir, log: log}
+	p.named.Store(marked && len(sec.Log.Segments) > 0) // by the checkpoint, if it was taken here
 	s.adopt(p, sec)
 	s.mu.Lock()
 	s.partitions[k] = p
