@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sync/errgroup"
@@ -126,9 +127,31 @@ func (b *Broker) Run(ctx context.Context) error {
 			return nil
 		})
 	}
-	g.Go(func() error { return b.server.Run(ctx, b.opts.Listeners...) })
+	g.Go(func() error { return b.serve(ctx) })
 	close(b.ready)
 	return g.Wait()
+}
+
+// handOverTimeout bounds how long a stop waits for other nodes to take this one's shards.
+const handOverTimeout = 3 * time.Second
+
+// serve runs the server until ctx ends. Before clients are let go this node's shards are led elsewhere, and it has told who leads them: a producer
+// pauses for a round trip instead of a reconnect and an election.
+func (b *Broker) serve(ctx context.Context) error {
+	serverCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- b.server.Run(serverCtx, b.opts.Listeners...) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	handOver, cancel := context.WithTimeout(serverCtx, handOverTimeout)
+	defer cancel()
+	b.ctl.HandOver(handOver)
+	stop()
+	return <-done
 }
 
 func (b *Broker) closeListeners() {
