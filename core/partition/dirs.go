@@ -66,6 +66,10 @@ func NewDirs(fsys vfs.FS, dataDir string) (*Dirs, error) {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
 	d := &Dirs{fs: fsys, root: dataDir}
+	// What the last process renamed may not be durable yet; see settleLocked.
+	if err := fsys.SyncDir(dataDir); err != nil {
+		return nil, fmt.Errorf("sync data directory: %w", err)
+	}
 	d.mu.claimed, d.mu.renamed = make(map[string]claim), make(map[string]bool)
 	if err := d.readOrigin(); err != nil {
 		return nil, err
