@@ -53,10 +53,8 @@ func browser(t *testing.T, language string) context.Context {
 // until polls a JavaScript expression until it is true.
 func until(t *testing.T, ctx context.Context, what, expression string) {
 	t.Helper()
-	var ok bool
-	if err := chromedp.Run(ctx, chromedp.Poll(expression, &ok, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(patience))); err != nil {
-		var text string
-		_ = chromedp.Run(ctx, chromedp.Text("body", &text))
+	if _, err := chromedp.Run(ctx, chromedp.Poll[bool](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(patience))); err != nil {
+		text, _ := chromedp.Run(ctx, chromedp.Text("body")) // without it the message is only shorter
 		t.Fatalf("%s: %v; the page shows:\n%.2000s", what, err, text)
 	}
 }
@@ -68,8 +66,8 @@ func snapshot(t *testing.T, ctx context.Context, name string) {
 	if dir == "" {
 		return
 	}
-	var png []byte
-	if err := chromedp.Run(ctx, chromedp.CaptureScreenshot(&png)); err != nil {
+	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644); err != nil {
@@ -87,7 +85,7 @@ func TestPage(t *testing.T) {
 	} {
 		t.Run(l.language, func(t *testing.T) {
 			ctx := browser(t, l.language)
-			if err := chromedp.Run(ctx, chromedp.Navigate("http://"+port(8090)+"/")); err != nil {
+			if err := chromedp.Do(ctx, chromedp.Navigate("http://"+port(8090)+"/")); err != nil {
 				t.Fatal(err)
 			}
 			until(t, ctx, "title", fmt.Sprintf("document.querySelector('h1').textContent.includes(%q)", l.title))
