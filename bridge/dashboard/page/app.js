@@ -152,7 +152,9 @@ function drawSeries(e) {
 }
 function drawPath(r, points) {
   const low = Math.min(...points.map((p) => p.l)), high = Math.max(...points.map((p) => p.h));
-  const end = Date.now() - clockOffset, x = (t) => (200 * (1 - (end - t) / historyMs)).toFixed(1);
+  // A city that has just begun fills the chart from its left edge to the right; after five minutes the chart moves.
+  const end = Date.now() - clockOffset, width = Math.min(historyMs, Math.max(30000, end - points[0].t));
+  const x = (t) => (200 * (1 - (end - t) / width)).toFixed(1);
   const y = (v) => (38 - 36 * (high > low ? (v - low) / (high - low) : 0.5)).toFixed(1);
   r.line.setAttribute("d", points.map((p, i) => (i ? "L" : "M") + x(p.t) + " " + y(p.a)).join(""));
   const there = points.map((p) => x(p.t) + " " + y(p.h)), back = points.map((p) => x(p.t) + " " + y(p.l)).reverse();
