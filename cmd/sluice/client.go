@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"sluice/cmd/internal/conf"
+	"sluice/cmd/internal/tlsfile"
 )
 
 const defaultBootstrap = "127.0.0.1:9092"
@@ -27,6 +28,8 @@ const requestTimeout = 30 * time.Second
 type connection struct {
 	bootstrap []string
 	timeout   time.Duration
+	tls       bool
+	files     tlsfile.Files
 }
 
 func (n *connection) flags(c *cobra.Command) {
@@ -36,6 +39,25 @@ func (n *connection) flags(c *cobra.Command) {
 	}
 	c.Flags().StringSliceVarP(&n.bootstrap, "bootstrap", "b", strings.Split(from, ","), "nodes to ask first, host:port,... (SLUICE_BOOTSTRAP)")
 	c.Flags().DurationVar(&n.timeout, "timeout", requestTimeout, "how long to wait for the cluster")
+	c.Flags().BoolVar(&n.tls, "tls", false, "speak TLS; implied by the flags that name files")
+	c.Flags().StringVar(&n.files.CA, "tls-ca", "", "PEM file of who signs the cluster's certificates (default the system's)")
+	c.Flags().StringVar(&n.files.Cert, "tls-cert", "", "PEM file of the own certificate")
+	c.Flags().StringVar(&n.files.Key, "tls-key", "", "PEM file of its key")
+}
+
+// secure adds TLS when a flag asks for it.
+func (n *connection) secure(c *cobra.Command, options []kgo.Opt) ([]kgo.Opt, error) {
+	if !n.tls && n.files == (tlsfile.Files{}) {
+		return options, nil
+	}
+	if (n.files.Cert == "") != (n.files.Key == "") {
+		return nil, usage(c, errors.New("--tls-cert and --tls-key belong together"))
+	}
+	source, err := tlsfile.Open(n.files, nil)
+	if err != nil {
+		return nil, err
+	}
+	return append(options, kgo.DialTLSConfig(source.Client(""))), nil
 }
 
 func (n *connection) client(c *cobra.Command, options ...kgo.Opt) (*kgo.Client, error) {
@@ -48,6 +70,10 @@ func (n *connection) client(c *cobra.Command, options ...kgo.Opt) (*kgo.Client, 
 		kgo.SeedBrokers(n.bootstrap...), kgo.ClientID("sluice"), kgo.SoftwareNameAndVersion("sluice-cli", cleanVersion()),
 		kgo.DialTimeout(min(n.timeout, 10*time.Second)), kgo.RequestTimeoutOverhead(n.timeout), kgo.RetryTimeout(n.timeout),
 		kgo.MetadataMinAge(100 * time.Millisecond),
+	}
+	base, err := n.secure(c, base)
+	if err != nil {
+		return nil, err
 	}
 	return kgo.NewClient(append(base, options...)...)
 }

@@ -130,7 +130,11 @@ func (n *coreNode) open() error {
 	if err != nil {
 		return err
 	}
-	if n.listener, err = broker.Listen("PLAINTEXT", c.Kafka, server); err != nil {
+	name := "PLAINTEXT"
+	if server != nil {
+		name = "SSL"
+	}
+	if n.listener, err = broker.Listen(name, c.Kafka, server); err != nil {
 		return err
 	}
 	self, err := n.self()

@@ -4,8 +4,10 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -53,13 +55,16 @@ func (b *Broker) staticConfigs(image *meta.Image) map[string]string {
 	if defaults.ReplicationFactor > 0 {
 		out["default.replication.factor"] = strconv.Itoa(int(defaults.ReplicationFactor))
 	}
-	if self, ok := image.Node(b.self()); ok {
-		address := "PLAINTEXT://" + self.KafkaHost + ":" + strconv.Itoa(int(self.KafkaPort))
-		out["listeners"], out["advertised.listeners"] = address, address
-		if self.Rack != "" {
-			out["broker.rack"] = self.Rack
-		}
+	self, _ := image.Node(b.self())
+	if self.Rack != "" {
+		out["broker.rack"] = self.Rack
 	}
+	var listeners, advertised []string
+	for _, l := range b.opts.Listeners {
+		listeners = append(listeners, l.Name+"://"+l.Addr().String())
+		advertised = append(advertised, l.Name+"://"+net.JoinHostPort(self.KafkaHost, strconv.Itoa(int(self.KafkaPort))))
+	}
+	out["listeners"], out["advertised.listeners"] = strings.Join(listeners, ","), strings.Join(advertised, ",")
 	return out
 }
 
