@@ -2,7 +2,9 @@ package raftlog
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 
 	"github.com/hashicorp/raft"
 )
@@ -45,10 +47,11 @@ func (s *Store) GetLog(index uint64, l *raft.Log) error {
 
 func readEntry(g *segment, off, end int64, index uint64, l *raft.Log) error {
 	b := make([]byte, min(end-off, recordSpace(maxPayloadBytes)))
-	if n, err := g.file.ReadAt(b, off); n < len(b) {
-		return fmt.Errorf("read raft log entry %d in %s at %d: %w: %w", index, g.file.Name(), off, ErrDamaged, err)
+	n, err := g.file.ReadAt(b, off)
+	if n < len(b) && !errors.Is(err, io.EOF) { // a torn file may end before a record's padding
+		return fmt.Errorf("read raft log entry %d in %s at %d: %w", index, g.file.Name(), off, err)
 	}
-	h, p, err := parseRecord(b, g.life)
+	h, p, err := parseRecord(b[:n], g.life)
 	if err == nil && h.kind == kindEntry {
 		err = decodeEntry(p, h.raftType, l)
 	}
