@@ -22,7 +22,12 @@ import (
 	"sluice/edge/buffer"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// fasthttp's worker pool has a cleaner that ends up to ten seconds after the server, and its clock never ends.
+		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
+		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"))
+}
 
 // patience is how long a test waits for what must come.
 const patience = 10 * time.Second
