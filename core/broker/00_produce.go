@@ -44,7 +44,7 @@ type produce struct {
 	groups  map[meta.ShardID]*shardEntry
 	order   []*shardEntry
 	waits   []produceWait
-	enough  map[meta.ShardID]int // members in sync, as asked once per request
+	synced  map[meta.ShardID]int // members in sync, as asked once per request
 }
 
 // shardEntry collects the batches of one request that go into one entry.
@@ -70,7 +70,7 @@ type produceWait struct {
 func (b *Broker) handleProduce(_ context.Context, r *kafka.Request) kafka.Reply {
 	p := &produce{
 		b: b, req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: time.Now().UnixMilli(),
-		resp: kmsg.NewPtrProduceResponse(), groups: make(map[meta.ShardID]*shardEntry), enough: make(map[meta.ShardID]int),
+		resp: kmsg.NewPtrProduceResponse(), groups: make(map[meta.ShardID]*shardEntry),
 	}
 	p.collect()
 	p.proposeAll()
@@ -128,7 +128,7 @@ func (p *produce) partition(topic *meta.Topic, records []byte, i, j int) {
 	}
 	settings := p.b.settings.of(p.image, topic)
 	id := topic.Partitions[slot.Partition].Shard
-	if p.req.Acks == -1 && p.inSync(id, group) < min(settings.MinInsyncReplicas, int(topic.ReplicationFactor)) {
+	if p.req.Acks == -1 && !p.enough(id, group, settings, topic) {
 		p.fail(slot, topic, rejection{code: codeNotEnoughReplicas})
 		return
 	}
@@ -179,9 +179,17 @@ func (p *produce) propose(e *shardEntry) {
 	e.items, e.slots, e.bytes = nil, nil, 0
 }
 
+// enough says whether min.insync.replicas can be met. What is answered is always on a majority, so it is looked at only where more than that is asked for; more
+// than all there are is never asked for.
+func (p *produce) enough(id meta.ShardID, g *shard.Group, settings *meta.TopicSettings, topic *meta.Topic) bool {
+	replicas := int(topic.ReplicationFactor)
+	want := min(settings.MinInsyncReplicas, replicas)
+	return want <= replicas/2+1 || p.inSync(id, g) >= want
+}
+
 // inSync returns how many members of a shard have what its leader has.
 func (p *produce) inSync(id meta.ShardID, g *shard.Group) int {
-	if n, ok := p.enough[id]; ok {
+	if n, ok := p.synced[id]; ok {
 		return n
 	}
 	n := 0
@@ -190,7 +198,10 @@ func (p *produce) inSync(id meta.ShardID, g *shard.Group) int {
 			n++
 		}
 	}
-	p.enough[id] = n
+	if p.synced == nil {
+		p.synced = make(map[meta.ShardID]int)
+	}
+	p.synced[id] = n
 	return n
 }
 

@@ -46,6 +46,7 @@ type testNode struct {
 	ctl    *controller.Controller
 	broker *Broker
 	stop   func() error
+	down   bool // a test has stopped it for good
 }
 
 // startCluster starts n nodes in racks rack1 to rack3, ids from 1 on, and waits until all of them serve. They stop with the test.

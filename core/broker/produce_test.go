@@ -225,3 +225,33 @@ func TestWrongLeader(t *testing.T) {
 		t.Errorf("hints %+v", b)
 	}
 }
+
+// TestMinInsyncReplicas stops one of three nodes: what asks for all three is refused, what asks for two goes on.
+func TestMinInsyncReplicas(t *testing.T) {
+	c := startCluster(t, 3)
+	c.create("all", 1, map[string]string{"min.insync.replicas": "3"})
+	c.create("most", 1, map[string]string{"min.insync.replicas": "2"})
+	conns := make(map[int32]*rawConn)
+	send := func(topic string, acks int16) int16 {
+		leader := c.leaderOf(topic, 0)
+		if leader < 1 || c.node(leader).down {
+			return codeNotLeaderOrFollower
+		}
+		if conns[leader] == nil {
+			conns[leader] = dialRaw(t, c.node(leader).kafka)
+		}
+		req := produceRequest(9, topic, [16]byte{}, 0, batch(record.None, "a"))
+		req.Acks = acks
+		return conns[leader].produce(req).ErrorCode
+	}
+	for _, topic := range []string{"all", "most"} {
+		c.await(topic+" to be in sync", func() bool { return send(topic, -1) == codeNone })
+	}
+	if err := c.nodes[2].stop(); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes[2].down = true
+	c.await("too few replicas", func() bool { return send("all", -1) == codeNotEnoughReplicas })
+	c.await("acks=1 in spite of that", func() bool { return send("all", 1) == codeNone })
+	c.await("a majority", func() bool { return send("most", -1) == codeNone })
+}

@@ -168,7 +168,7 @@ func (c *testCluster) leaderOf(topic string, partition int32) int32 {
 	c.t.Helper()
 	for deadline := time.After(testTimeout); ; {
 		for _, n := range c.nodes {
-			if n.broker == nil {
+			if n.down {
 				continue
 			}
 			changed := n.ctl.Changed()
