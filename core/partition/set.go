@@ -17,13 +17,18 @@ import (
 	"sluice/core/vfs"
 )
 
+// defaultFiles is how many files a set without Options.Files keeps open: enough
+// for the partitions of a test or of one busy shard.
+const defaultFiles = 1024
+
 // Options configure a Set. FS and Dirs are required.
 type Options struct {
 	FS    vfs.FS
 	Dirs  *Dirs // shared by all sets of the node, on the same FS
 	Shard meta.ShardID
-	// Files bounds the open files of all logs of the process; nil means
-	// commitlog.DefaultFiles for this set.
+	// Files bounds the open files of all logs of the process. It should have room
+	// for the segments that are being written, since one that has to be closed is
+	// synced first, and apply waits for it. Nil means defaultFiles for this set.
 	Files *commitlog.Files
 	// Logger gets what a person should know; nil discards it.
 	Logger *slog.Logger
@@ -82,7 +87,7 @@ func Open(o Options) (*Set, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Files == nil {
-		o.Files = commitlog.NewFiles(commitlog.DefaultFiles)
+		o.Files = commitlog.NewFiles(defaultFiles)
 	}
 	s := &Set{
 		o:          o,
