@@ -23,7 +23,8 @@ type section struct {
 	Open      []openTxn
 	Aborted   []AbortedTxn
 
-	encoded []byte // what it was decoded from, if it was
+	captured []producer // becomes Producers when it is encoded
+	encoded  []byte     // what it was decoded from, if it was
 }
 
 // savedProducer is producer as it lies in a manifest.
@@ -58,19 +59,19 @@ const savedSectionMax = 4 << 10
 
 func (sec *section) key() Key { return Key{Topic: sec.Topic, Index: sec.Index} }
 
-// capture copies a partition's state; it runs in apply's goroutine. The records
-// stay where they are.
+// capture copies a partition's state; it runs in apply's goroutine, so it
+// allocates a few slices and no more. The records stay where they are.
 func capture(p *Partition) *section {
 	sec := &section{
 		Topic: p.key.Topic, Index: p.key.Index, Name: p.name,
 		EpochBase: p.epochBase.Load(), Config: p.state.config, Log: p.log.Manifest(),
-		Epochs:    append([]epochStart(nil), p.state.epochs.rows...),
-		Producers: make([]savedProducer, 0, p.state.producers.len()),
-		Open:      append([]openTxn(nil), p.state.txns.open...),
-		Aborted:   append([]AbortedTxn(nil), p.state.txns.aborted...),
+		Epochs:   append([]epochStart(nil), p.state.epochs.rows...),
+		Open:     append([]openTxn(nil), p.state.txns.open...),
+		Aborted:  append([]AbortedTxn(nil), p.state.txns.aborted...),
+		captured: make([]producer, 0, p.state.producers.len()),
 	}
 	for pr := p.state.producers.oldest; pr != nil; pr = pr.newer {
-		sec.Producers = append(sec.Producers, pr.save())
+		sec.captured = append(sec.captured, *pr)
 	}
 	return sec
 }
@@ -111,6 +112,10 @@ func (s *savedProducer) load() producer {
 }
 
 func (sec *section) encode() []byte {
+	sec.Producers = make([]savedProducer, len(sec.captured))
+	for i := range sec.captured {
+		sec.Producers[i] = sec.captured[i].save()
+	}
 	b, err := cbor.Marshal(sec)
 	if err != nil {
 		panic(fmt.Sprintf("BUG: encode section of %s-%d: %v", sec.Name, sec.Index, err))
