@@ -43,12 +43,9 @@ func (b *Broker) handleApiVersions(_ context.Context, r *kafka.Request) kafka.Re
 		r.Conn.SetValue(softwareKey{}, softwareInfo{req.ClientSoftwareName, req.ClientSoftwareVersion})
 		addFeatures(resp)
 	}
-	resp.ApiKeys = advertised(b.table)
+	resp.ApiKeys = b.table.ApiKeys()
 	return reply(resp)
 }
-
-// advertised is the table as clients are told.
-func advertised(t *kafka.Table) []kmsg.ApiVersionsResponseApiKey { return t.ApiKeys() }
 
 func addFeatures(resp *kmsg.ApiVersionsResponse) {
 	s := kmsg.NewApiVersionsResponseSupportedFeature()

@@ -79,7 +79,7 @@ func (r *fetchRead) read(ctx context.Context, f *fetch, room int64) {
 		r.drop()
 		return
 	}
-	if code := r.bounds(ctx); code != codeNone {
+	if code := r.bounds(ctx, f.req.Version); code != codeNone {
 		r.fail(code)
 		return
 	}
@@ -159,20 +159,26 @@ func (r *fetchRead) diverges() bool {
 }
 
 // bounds checks the offset. Above the end it is wrong only if no other node leads and has more: the leader asks the others first.
-func (r *fetchRead) bounds(ctx context.Context) int16 {
+func (r *fetchRead) bounds(ctx context.Context, version int16) int16 {
 	r.ends()
+	later := codeOffsetNotAvailable
+	if version < 11 { // does not know the code
+		later = codeNotLeaderOrFollower
+	}
 	switch {
 	case r.want.offset < r.out.LogStartOffset:
 		return codeOffsetOutOfRange
 	case r.want.offset <= r.out.HighWatermark:
 		return codeNone
 	case !r.leads:
-		return codeOffsetNotAvailable
+		return later
 	}
 	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 	defer cancel()
-	if r.group.Verify(ctx) != nil {
-		return codeOffsetNotAvailable
+	if err := r.group.Verify(ctx); errors.Is(err, shard.ErrNotLeader) {
+		return codeNotLeaderOrFollower
+	} else if err != nil {
+		return later
 	}
 	if r.ends(); r.want.offset > r.out.HighWatermark {
 		return codeOffsetOutOfRange

@@ -3,11 +3,17 @@ package kafka
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"strings"
 	"sync"
@@ -368,6 +374,26 @@ func TestAcksZeroIsNotAnswered(t *testing.T) {
 	})
 }
 
+// TestConnClose checks that a handler can end a connection that it has no answer for.
+func TestConnClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startServer(t, Options{Handler: HandlerFunc(func(_ context.Context, r *Request) Reply {
+			r.Conn.Close("no acks to refuse with")
+			return nil
+		})})
+		c := s.l.dial()
+		defer c.Close()
+		req := kmsg.NewPtrProduceRequest()
+		req.Version = 9
+		send(c, frameOf(req, 1))
+		expectClosed(t, c)
+		synctest.Wait()
+		if !strings.Contains(s.logs.String(), "no acks to refuse with") {
+			t.Errorf("not logged: %s", s.logs)
+		}
+	})
+}
+
 func TestFrameLimitBeforeAuthentication(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := startServer(t, Options{
@@ -554,8 +580,54 @@ func TestWarningsAreLimited(t *testing.T) {
 	}
 }
 
-// TestTCP checks the way over a real socket: large payloads, NODELAY, an orderly end.
+// TestTCP checks the way over a real socket: large payloads and an orderly end.
 func TestTCP(t *testing.T) {
+	testSocket(t, nil, net.Dial)
+}
+
+// TestTLS checks the same with TLS, and that what is no handshake costs only its connection.
+func TestTLS(t *testing.T) {
+	cert, pool := certificate(t)
+	testSocket(t, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, func(network, addr string) (net.Conn, error) {
+		plain, err := net.Dial(network, addr)
+		if err != nil {
+			return nil, err
+		}
+		defer plain.Close()
+		if _, err := plain.Write(frameOf(metadataRequest("plain"), 1)); err != nil {
+			return nil, err
+		}
+		if b, err := io.ReadAll(plain); len(b) > 64 { // an alert, at most
+			t.Errorf("a plain request was answered with %d bytes, %v", len(b), err)
+		}
+		return tls.Dial(network, addr, &tls.Config{RootCAs: pool, ServerName: "broker"})
+	})
+}
+
+// certificate makes a certificate of its own authority for the name "broker".
+func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{"broker"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(cryptorand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
+}
+
+func testSocket(t *testing.T, config *tls.Config, dial func(network, addr string) (net.Conn, error)) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -573,8 +645,8 @@ func TestTCP(t *testing.T) {
 	})})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx, Listener{Name: "PLAINTEXT", Listener: l}) }()
-	c, err := net.Dial("tcp", l.Addr().String())
+	go func() { done <- s.Run(ctx, Listener{Name: "CLIENTS", Listener: l, TLS: config}) }()
+	c, err := dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -598,7 +670,7 @@ func TestTCP(t *testing.T) {
 	}
 	var metrics strings.Builder
 	s.WritePrometheus(&metrics)
-	for _, want := range []string{`sluice_kafka_requests_total{api="Fetch"} 3`, `sluice_kafka_connections_accepted_total 1`} {
+	for _, want := range []string{`sluice_kafka_requests_total{api="Fetch"} 3`, `sluice_kafka_connections 0`} {
 		if !strings.Contains(metrics.String(), want) {
 			t.Errorf("metrics lack %s", want)
 		}
