@@ -1,9 +1,18 @@
 package edge
 
 import (
+	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/url"
@@ -258,6 +267,109 @@ func TestWillIsStored(t *testing.T) {
 	if s := g.stored()[0]; s.key != "last/words" || s.value != "gone" || s.headers["mqtt.client"] != "dying" || s.headers["mqtt.qos"] != "1" {
 		t.Fatalf("stored %+v", s)
 	}
+}
+
+// A crash of the gateway is not the death of its devices: who comes back soon has not died.
+func TestWillWaitsForTheDeviceAfterACrash(t *testing.T) {
+	for _, flags := range []byte{2 | 4, 4} { // clean, and with a session
+		mem := vfs.NewMem()
+		g := startGateway(t, mem, testConfig(t))
+		connect := append(append(append(append(text("MQTT"), 4, flags, 0, 0), text("dev")...), text("last")...), text("gone")...)
+		d := g.dial(4)
+		d.send(frame(0x10, connect))
+		d.next()
+		sub, _ := g.connect(4, hello{id: "other"})
+		sub.subscribe("x", 1) // its SUBACK says that all sessions are stored
+		fs, c := g.crashed(mem)
+		g.mustStop()
+		g = startGateway(t, fs, c)
+		d = g.dial(4)
+		d.send(frame(0x10, connect))
+		d.next()
+		d.publish(publish{topic: "a", payload: "alive", qos: 1, id: 1})
+		d.acked(puback, 1)
+		same(t, storedValues(g.stored()), "alive")
+		g.mustStop()
+	}
+}
+
+// Over TLS, a certificate's common name is the user.
+func TestTLS(t *testing.T) {
+	c := testConfig(t)
+	certs := newCertificates(t)
+	c.MQTT.TLS = mqtt.TLSConfig{Listen: "127.0.0.1:0", Cert: certs.cert, Key: certs.key, ClientCA: certs.ca}
+	c.Users = filepath.Join(t.TempDir(), "users.yaml")
+	if err := os.WriteFile(c.Users, []byte("users:\n  - {name: localhost, publish: [\"own/#\"]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := startGateway(t, vfs.OS, c)
+	nc, err := tls.Dial("tcp", g.Addrs().TLS.String(), certs.client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	d := &device{t, nc, bufio.NewReader(nc), 5}
+	d.send(frame(0x10, append(append(text("MQTT"), 5, 2, 0, 0, 0), text("dev")...)))
+	if first, body := d.next(); first != 0x20 || body[1] != 0 {
+		t.Fatalf("CONNACK % x", body)
+	}
+	d.publish(publish{topic: "own/a", payload: "yes", qos: 1, id: 1})
+	d.publish(publish{topic: "a", payload: "no", qos: 1, id: 2})
+	if a, b := d.acked(puback, 1), d.acked(puback, 2); a != 0 || b != 0x87 {
+		t.Fatalf("PUBACK 0x%02x and 0x%02x", a, b)
+	}
+	same(t, storedValues(g.stored()), "yes")
+	without := certs.client.Clone()
+	without.Certificates = nil
+	if nc, err := tls.Dial("tcp", g.Addrs().TLS.String(), without); err == nil { // TLS 1.3 tells with the first read
+		defer nc.Close()
+		if _, err := nc.Read(make([]byte, 1)); err == nil {
+			t.Fatal("a client without a certificate was let in")
+		}
+	}
+}
+
+// certificates are one self-signed for localhost that is also its own authority.
+type certificates struct {
+	cert, key, ca string
+	client        *tls.Config
+}
+
+func newCertificates(t *testing.T) certificates {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certPEM, keyPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
+	dir := t.TempDir()
+	c := certificates{cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem"), ca: filepath.Join(dir, "cert.pem")}
+	for name, b := range map[string][]byte{c.cert: certPEM, c.key: keyPEM} {
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(certPEM)
+	c.client = &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	return c
 }
 
 func TestRouting(t *testing.T) {

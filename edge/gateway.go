@@ -130,7 +130,9 @@ func (l login) MayPublish(name string, password []byte, topic string) (known, al
 	return true, u.MayPublish(name, topic)
 }
 
-// close gives back what Open took, after an error.
+// Close gives back what Open took, for when Run is not reached. Run does it itself.
+func (g *Gateway) Close() { g.close() }
+
 func (g *Gateway) close() {
 	if g.http != nil {
 		g.http.Close()

@@ -162,6 +162,9 @@ func (s *Server) attach(c *conn, p *connectPacket) (sess *session, present bool)
 	if sess != nil {
 		s.takeOverLocked(sess)
 	}
+	if sess != nil && sess.recovered { // our crash ended its last connection, and it is back: nobody has died
+		sess.will, sess.recovered = nil, false
+	}
 	if sess != nil && (p.Connect.Clean || sess.expiry == 0) { // one without expiry ends with its connection
 		s.endLocked(sess)
 		sess = nil

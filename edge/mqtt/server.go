@@ -53,7 +53,8 @@ type Server struct {
 	addrs     Addrs
 	ctx       context.Context
 	cancel    context.CancelFunc
-	conns     sync.WaitGroup
+	conns     sync.WaitGroup // readers
+	reapers   sync.WaitGroup
 	open      atomic.Int64
 
 	// delivery is held while a commit's messages are handed out, and by whoever must see none of them half handed out.
@@ -226,6 +227,7 @@ func (s *Server) Run(ctx context.Context, flush func() error) error {
 	s.stopReading()
 	err := flush()
 	s.closeConns()
+	s.reapers.Wait()
 	stopHousekeeping()
 	err = errors.Join(err, <-storing)
 	all.Wait()
@@ -322,7 +324,7 @@ func (s *Server) start(nc net.Conn) *conn {
 	go func() {
 		defer s.conns.Done()
 		c.serve()
-		go s.reap(c)
+		s.reapers.Go(func() { s.reap(c) })
 	}()
 	return c
 }

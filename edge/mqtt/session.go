@@ -71,6 +71,8 @@ type session struct {
 	willAt time.Time // zero: no will waits
 	delay  uint32    // of the will, seconds
 	gone   bool
+	// recovered: read from the store, not yet connected again.
+	recovered bool
 
 	in  inbound
 	out struct {

@@ -376,7 +376,7 @@ func (st *store) loadSession(id, value []byte) error {
 	}
 	s := newSession(st.server, string(id))
 	now := time.Now()
-	s.expiry, s.will, s.delay = state.Expiry, state.Will, state.WillDelay
+	s.expiry, s.will, s.delay, s.recovered = state.Expiry, state.Will, state.WillDelay, state.UntilMs == 0
 	s.lasts.Store(s.expiry > 0)
 	switch {
 	case state.UntilMs != 0:
@@ -386,7 +386,7 @@ func (st *store) loadSession(id, value []byte) error {
 	case s.expiry != expiryNever:
 		s.until = now.Add(max(time.Duration(s.expiry)*time.Second, willGrace))
 	}
-	if s.will != nil {
+	if s.will != nil { // one that waited already waits its delay again: when its connection ended is not stored
 		s.will.expiry, s.will.hasExpiry = state.WillExpiry, state.WillExpires
 		s.willAt = now.Add(max(time.Duration(s.delay)*time.Second, willGrace))
 	}
