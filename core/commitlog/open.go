@@ -51,8 +51,8 @@ func parseName(name string) (base int64, suffix string, ok bool) {
 	if len(name) <= digits {
 		return 0, "", false
 	}
-	base, err := strconv.ParseInt(name[:digits], 10, 64)
-	return base, name[digits:], err == nil && base >= 0 && strings.HasPrefix(name[digits:], ".")
+	n, err := strconv.ParseUint(name[:digits], 10, 63)
+	return int64(n), name[digits:], err == nil && strings.HasPrefix(name[digits:], ".")
 }
 
 // Open opens the log in dir, or makes an empty one, and takes what is on the
