@@ -92,6 +92,9 @@ func (l *Log) Unlink(dropped []SegmentInfo) error {
 	}
 	var errs error
 	for _, info := range dropped {
+		if l.has(info.Base) {
+			continue // adopted again since
+		}
 		for _, suffix := range [...]string{indexSuffix, partSuffix, fillSuffix, dataSuffix} {
 			errs = errors.Join(errs, l.removeFile(info.Base, suffix))
 		}
@@ -105,6 +108,14 @@ func (l *Log) Unlink(dropped []SegmentInfo) error {
 	return nil
 }
 
+func (l *Log) has(base int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, s := l.segmentLocked(base)
+	return s != nil
+}
+
+// keepEnd makes sure that there is a file to tell the end by.
 func (l *Log) keepEnd() error {
 	l.mu.Lock()
 	empty, closed := len(l.mu.segments) == 0, l.mu.closed

@@ -33,18 +33,23 @@ func newZstdDecoder() *zstd.Decoder {
 
 // decompress appends src, decompressed, to dst. Errors wrap ErrInvalid: the
 // CRC has vouched for the bytes, so it is the producer who is wrong.
-func decompress(dst []byte, c Codec, src []byte) (out []byte, err error) {
+func decompress(dst []byte, c Codec, src []byte) ([]byte, error) {
+	return decompressTo(dst, c, src, RecordsBytesMax)
+}
+
+// decompressTo is decompress with another limit, at most RecordsBytesMax.
+func decompressTo(dst []byte, c Codec, src []byte, limit int) (out []byte, err error) {
 	switch c {
 	case None:
 		out = append(dst, src...)
 	case Gzip:
-		out, err = gunzip(dst, src)
+		out, err = gunzip(dst, src, limit)
 	case Snappy:
-		out, err = unsnappy(dst, src)
+		out, err = unsnappy(dst, src, limit)
 	case LZ4:
-		out, err = unlz4(dst, src)
+		out, err = unlz4(dst, src, limit)
 	case Zstd:
-		out, err = unzstd(dst, src)
+		out, err = unzstd(dst, src, limit)
 	default:
 		return dst, fmt.Errorf("%w: codec %d", ErrCodec, c)
 	}
@@ -54,7 +59,7 @@ func decompress(dst []byte, c Codec, src []byte) (out []byte, err error) {
 	return out, nil
 }
 
-func gunzip(dst, src []byte) ([]byte, error) {
+func gunzip(dst, src []byte, limit int) ([]byte, error) {
 	r, ok := gzipReaders.Get().(*gzip.Reader)
 	if !ok {
 		r = new(gzip.Reader)
@@ -63,13 +68,13 @@ func gunzip(dst, src []byte) ([]byte, error) {
 	if err := r.Reset(bytes.NewReader(src)); err != nil {
 		return nil, err
 	}
-	return readAll(dst, r)
+	return readAll(dst, r, limit)
 }
 
-func unlz4(dst, src []byte) ([]byte, error) {
+func unlz4(dst, src []byte, limit int) ([]byte, error) {
 	r := lz4Readers.Get().(*lz4.Reader)
 	r.Reset(bytes.NewReader(src))
-	out, err := readAll(dst, r)
+	out, err := readAll(dst, r, limit)
 	if err != nil {
 		return nil, err // the reader is not reused: its state after an error is its own affair
 	}
@@ -77,14 +82,18 @@ func unlz4(dst, src []byte) ([]byte, error) {
 	return out, nil
 }
 
-func unzstd(dst, src []byte) ([]byte, error) {
+func unzstd(dst, src []byte, limit int) ([]byte, error) {
 	d := zstdDecoders.Get().(*zstd.Decoder)
 	defer zstdDecoders.Put(d)
-	return d.DecodeAll(src, dst)
+	out, err := d.DecodeAll(src, dst) // within RecordsBytesMax
+	if err == nil && len(out)-len(dst) > limit {
+		return nil, ErrTooLarge
+	}
+	return out, err
 }
 
-// readAll appends all of r to dst and stops above RecordsBytesMax.
-func readAll(dst []byte, r io.Reader) ([]byte, error) {
+// readAll appends all of r to dst and stops above limit.
+func readAll(dst []byte, r io.Reader, limit int) ([]byte, error) {
 	start := len(dst)
 	for {
 		if len(dst) == cap(dst) {
@@ -92,7 +101,7 @@ func readAll(dst []byte, r io.Reader) ([]byte, error) {
 		}
 		n, err := r.Read(dst[len(dst):cap(dst)])
 		dst = dst[:len(dst)+n]
-		if len(dst)-start > RecordsBytesMax {
+		if len(dst)-start > limit {
 			return nil, ErrTooLarge
 		}
 		if err == io.EOF {
@@ -118,9 +127,9 @@ const (
 
 // unsnappy reads Xerial's framing and, as librdkafka and others send it, one
 // raw block.
-func unsnappy(dst, src []byte) ([]byte, error) {
+func unsnappy(dst, src []byte, limit int) ([]byte, error) {
 	if len(src) < xerialHeaderBytes || !bytes.Equal(src[:len(xerialMagic)], xerialMagic) {
-		return unsnappyBlock(dst, src, RecordsBytesMax)
+		return unsnappyBlock(dst, src, limit)
 	}
 	start := len(dst)
 	for src = src[xerialHeaderBytes:]; len(src) > 0; {
@@ -133,7 +142,7 @@ func unsnappy(dst, src []byte) ([]byte, error) {
 			return nil, io.ErrUnexpectedEOF
 		}
 		var err error
-		if dst, err = unsnappyBlock(dst, src[:n], RecordsBytesMax-(len(dst)-start)); err != nil {
+		if dst, err = unsnappyBlock(dst, src[:n], limit-(len(dst)-start)); err != nil {
 			return nil, err
 		}
 		src = src[n:]
