@@ -92,7 +92,7 @@ func (m *member) start() {
 	o := Options{
 		FS: m.fault, Dir: "data", ClusterID: func() string { return "test" }, Self: m.self,
 		Listen: "127.0.0.1:0", Resolve: func(to meta.NodeID) (string, bool) { return m.c.resolve(m.id, to) },
-		Heartbeat: 150 * time.Millisecond, Logger: testLogger(),
+		Heartbeat: 250 * time.Millisecond, Logger: testLogger(),
 	}
 	if o.Logger != nil {
 		o.Logger = o.Logger.With("node", int(m.id))
@@ -347,7 +347,7 @@ func (m *member) mustPut(entries ...string) {
 	m.c.t.Helper()
 	for _, e := range entries {
 		if err := m.put(e); err != nil {
-			m.c.t.Fatalf("put %s: %v", e, err)
+			m.c.t.Fatalf("put %.20s: %v", e, err)
 		}
 	}
 }

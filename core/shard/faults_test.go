@@ -166,10 +166,8 @@ func TestTooLargeEntryIsRefused(t *testing.T) {
 func TestProposeIsBounded(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	m := c.leader()
-	hold := make(chan struct{})
-	m.sm.mu.Lock()
-	m.sm.hold = hold
-	m.sm.mu.Unlock()
+	release := m.sm.block()
+	defer release()
 	entry := bytes.Repeat([]byte("x"), 8<<20)
 	done := make(chan struct{})
 	go func() {
@@ -184,10 +182,7 @@ func TestProposeIsBounded(t *testing.T) {
 		t.Error("more than the bound was accepted")
 	default:
 	}
-	m.sm.mu.Lock()
-	m.sm.hold = nil
-	m.sm.mu.Unlock()
-	close(hold)
+	release()
 	<-done
 }
 

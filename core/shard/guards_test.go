@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -471,10 +472,12 @@ func TestGuard08SlowDiskLosesLeadership(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	old := c.leader()
 	old.mustPut("a=1")
-	release := make(chan struct{})
+	hung := make(chan struct{})
+	release := sync.OnceFunc(func() { close(hung) })
+	defer release()
 	old.fault.SetHook(func(op vfs.Op, name string) error {
 		if op == vfs.OpSync && strings.HasSuffix(name, ".rlog") {
-			<-release
+			<-hung
 		}
 		return nil
 	})
@@ -485,7 +488,7 @@ func TestGuard08SlowDiskLosesLeadership(t *testing.T) {
 		t.Error("a leader with a hung disk serves")
 	}
 	old.fault.SetHook(nil)
-	close(release)
+	release()
 	if _, err := future.Wait(context.Background()); !errors.Is(err, ErrUnknown) {
 		t.Errorf("the proposal that hung: %v", err)
 	}
@@ -633,15 +636,13 @@ func TestGuard11RequestsAreCut(t *testing.T) {
 }
 
 func TestGuard11FollowerStopsReading(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = time.Second })
 	leader := c.leader()
 	f := follower(c, leader)
 	c.until("the follower is there", func() bool { return c.inSync(leader, f) })
 	f.group.maxUnapplied = 1 << 20
-	hold := make(chan struct{})
-	f.sm.mu.Lock()
-	f.sm.hold = hold
-	f.sm.mu.Unlock()
+	release := f.sm.block()
+	defer release()
 	value := strings.Repeat("x", 256<<10)
 	for i := range 16 {
 		leader.mustPut(fmt.Sprintf("k%d=%s", i, value))
@@ -650,10 +651,7 @@ func TestGuard11FollowerStopsReading(t *testing.T) {
 	if behind := f.group.raft().LastIndex(); behind >= last {
 		t.Errorf("the follower accepted everything: %d of %d", behind, last)
 	}
-	f.sm.mu.Lock()
-	f.sm.hold = nil
-	f.sm.mu.Unlock()
-	close(hold)
+	release()
 	c.until("the follower has read on", c.same(leader, f))
 }
 

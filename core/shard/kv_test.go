@@ -105,3 +105,17 @@ func (s *kv) get(key string) (value string, ok bool) {
 	}
 	return value, ok
 }
+
+// block lets applies wait until the returned function is called.
+func (s *kv) block() (release func()) {
+	hold := make(chan struct{})
+	s.mu.Lock()
+	s.hold = hold
+	s.mu.Unlock()
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		s.hold = nil
+		s.mu.Unlock()
+		close(hold)
+	})
+}
