@@ -220,7 +220,7 @@ func TestCleanStartForgetsIds(t *testing.T) {
 
 // Subscriptions, retained messages and what waits for a device that is away are there after a stop, and after a crash.
 func TestSessionsSurvive(t *testing.T) {
-	for _, how := range []string{"stop", "crash"} {
+	for _, how := range []string{"stop", "crash", "crash after writing"} {
 		t.Run(how, func(t *testing.T) {
 			mem := vfs.NewMem()
 			g := startGateway(t, mem, testConfig(t))
@@ -236,7 +236,11 @@ func TestSessionsSurvive(t *testing.T) {
 			d.acked(puback, 9)
 			var fs vfs.FS = mem
 			c := g.config
-			if how == "crash" {
+			if how == "crash after writing" {
+				other, _ := g.connect(4, hello{id: "other"})
+				other.subscribe("x", 1) // its SUBACK comes when the sessions' file has all of the above
+			}
+			if how != "stop" {
 				fs, c = g.crashed(mem)
 			}
 			g.mustStop()

@@ -311,7 +311,7 @@ func (st *store) write(writes []write, applied int64) error {
 }
 
 // appliedStep is how many records of the buffer may pass before the store notes it for its own sake: an idle store costs no sync.
-const appliedStep = 1 << 20
+const appliedStep = 1 << 17
 
 func (w *write) apply(b *bbolt.Bucket) error {
 	if w.value == nil {
