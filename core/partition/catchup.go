@@ -45,6 +45,7 @@ func (c *catchUp) init(fetchRate, serveRate int64) {
 func (c *catchUp) add(w incomplete) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	w.p.doubtful.Store(len(w.unverified) > 0)
 	if w.done() {
 		c.finishLocked(w.p)
 		return
@@ -87,12 +88,18 @@ func (c *catchUp) forget(p *Partition) {
 	c.finishLocked(p)
 }
 
-// trim drops the work for segments below a new start.
-func (c *catchUp) trim(p *Partition, start int64) {
-	below := func(seg commitlog.SegmentInfo) bool { return seg.Next <= start }
+// trim drops the work for segments that are no longer part of the log. One that
+// was the last when the checkpoint was taken, and was appended to since, can be
+// part of it though all that is missing of it lies below the start.
+func (c *catchUp) trim(p *Partition) {
+	missing, segments := p.log.Missing(), p.log.Segments()
 	c.update(p, func(w *incomplete) {
-		w.missing = slices.DeleteFunc(w.missing, below)
-		w.unverified = slices.DeleteFunc(w.unverified, below)
+		w.missing = slices.DeleteFunc(w.missing, func(seg commitlog.SegmentInfo) bool {
+			return !contains(missing, seg.Base)
+		})
+		w.unverified = slices.DeleteFunc(w.unverified, func(seg commitlog.SegmentInfo) bool {
+			return !contains(segments, seg.Base)
+		})
 	})
 }
 
@@ -105,6 +112,7 @@ func (c *catchUp) update(p *Partition, change func(*incomplete)) {
 		return
 	}
 	change(w)
+	w.p.doubtful.Store(len(w.unverified) > 0)
 	if w.done() {
 		c.finishLocked(p)
 	}
@@ -141,6 +149,16 @@ func (c *catchUp) verified() bool {
 		}
 	}
 	return true
+}
+
+// unverified returns the segments of p that are not known to be whole.
+func (c *catchUp) unverified(p *Partition) []commitlog.SegmentInfo {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := c.mu.work[p.key]; w != nil && w.p == p {
+		return slices.Clone(w.unverified)
+	}
+	return nil
 }
 
 func (c *catchUp) segments() int {

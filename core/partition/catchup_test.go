@@ -275,6 +275,10 @@ func TestCatchUpVerifiesAfterCrash(t *testing.T) {
 	if r.set.Complete() {
 		t.Error("another replica's checkpoint was believed without looking")
 	}
+	b, _ = r.set.Get(b.Key())
+	if _, err := b.Read(b.Start(), 1000, false); !errors.Is(err, ErrMissing) {
+		t.Errorf("read of what was not verified: %v", err)
+	}
 	// A checkpoint taken now must not make the damage trusted.
 	r.checkpoint()
 	r.restart(nil)
@@ -507,7 +511,7 @@ func TestNothingLackingIsComplete(t *testing.T) {
 	p := &Partition{key: Key{topicID("t"), 1}}
 	c.add(incomplete{p: p, missing: []commitlog.SegmentInfo{{Base: 0, Next: 5}, {Base: 5, Next: 9}}})
 	done := c.completed()
-	c.trim(p, 5)
+	c.update(p, func(w *incomplete) { w.missing = without(w.missing, 5) })
 	if c.complete() || c.segments() != 1 {
 		t.Errorf("%d segments", c.segments())
 	}

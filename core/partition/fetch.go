@@ -122,6 +122,7 @@ func (s *Set) verify(ctx context.Context, p *Partition, seg commitlog.SegmentInf
 		return
 	case err == nil || !contains(p.log.Segments(), seg.Base): // whole, or dropped meanwhile
 		s.catchUp.update(p, func(w *incomplete) { w.unverified = without(w.unverified, seg.Base) })
+		p.wake()
 	case errors.Is(err, commitlog.ErrCorrupt):
 		s.log.Warn("segment differs from the checkpoint and will be fetched", "partition", p.dir, "segment", seg.Base, "err", err)
 		s.quarantine(p, seg.Base)

@@ -36,6 +36,7 @@ type replica struct {
 	applied    int // entries of the group's log
 	manifest   []byte
 	manifestAt int
+	installed  bool // the manifest is another replica's, or names what was missing
 	options    func(*Options)
 }
 
@@ -95,6 +96,7 @@ func (r *replica) checkpoint() {
 }
 
 func (r *replica) tryCheckpoint() error {
+	complete := r.set.Complete()
 	c, err := r.set.Capture()
 	if err != nil {
 		return err
@@ -104,7 +106,7 @@ func (r *replica) tryCheckpoint() error {
 	if err := c.Persist(&buf); err != nil {
 		return err
 	}
-	r.manifest, r.manifestAt = buf.Bytes(), r.applied
+	r.manifest, r.manifestAt, r.installed = buf.Bytes(), r.applied, !complete
 	c.(interface{ Durable() }).Durable()
 	return nil
 }

@@ -21,6 +21,7 @@ type Partition struct {
 	start, end, stable atomic.Int64
 	epochBase          atomic.Int32
 	removed            atomic.Bool
+	doubtful           atomic.Bool // some segment is not known to be whole
 
 	waiter struct {
 		sync.Mutex
@@ -105,6 +106,9 @@ func (p *Partition) Read(offset, maxBytes int64, readCommitted bool) (*commitlog
 	}
 	if offset >= limit {
 		return nil, nil
+	}
+	if p.doubtful.Load() {
+		return nil, fmt.Errorf("read offset %d before the segments are verified: %w", offset, ErrMissing)
 	}
 	chunk, err := p.log.Read(offset, maxBytes, limit)
 	if err != nil && p.Removed() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 
 	"sluice/core/commitlog"
 )
@@ -62,11 +63,7 @@ func (s *Set) restore(h manifestHeader, sections []*section) error {
 func (s *Set) restorePartition(sec *section, trusted bool) error {
 	p := s.partitions[sec.key()]
 	if p != nil {
-		missing, err := s.readopt(p, sec)
-		if err == nil {
-			s.catchUp.add(incomplete{p: p, missing: missing, unsynced: true})
-		}
-		return err
+		return s.readopt(p, sec)
 	}
 	p, missing, err := s.open(sec, false)
 	if err != nil {
@@ -87,15 +84,22 @@ func (s *Set) restorePartition(sec *section, trusted bool) error {
 	return nil
 }
 
-// readopt makes a section the state of a partition that is in use.
-func (s *Set) readopt(p *Partition, sec *section) ([]commitlog.SegmentInfo, error) {
+// readopt makes a section the state of a partition that is in use. The log keeps
+// segments by the checksum it believes they have, so what was not verified before
+// still is not.
+func (s *Set) readopt(p *Partition, sec *section) error {
 	missing, err := p.log.Adopt(sec.Log)
 	if err != nil {
-		return nil, fmt.Errorf("adopt manifest of %s-%d: %w", p.name, p.key.Index, err)
+		return fmt.Errorf("adopt manifest of %s-%d: %w", p.name, p.key.Index, err)
 	}
 	p.log.Configure(s.logConfig(sec.Config))
 	s.adopt(p, sec)
-	return missing, nil
+	doubtful := s.catchUp.unverified(p)
+	unverified := slices.DeleteFunc(present(sec.Log.Segments, missing), func(seg commitlog.SegmentInfo) bool {
+		return !contains(doubtful, seg.Base)
+	})
+	s.catchUp.add(incomplete{p: p, missing: missing, unverified: unverified, unsynced: true})
+	return nil
 }
 
 // present are the segments that are not missing.

@@ -333,7 +333,7 @@ func (s *Set) moveStart(p *Partition, offset int64) StartResult {
 	p.state.epochs.trim(offset)
 	p.state.txns.trim(offset)
 	p.state.Unlock()
-	s.catchUp.trim(p, offset)
+	s.catchUp.trim(p)
 	p.version++
 	s.touch(p)
 	return StartResult{Start: offset}

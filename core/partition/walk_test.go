@@ -2,9 +2,11 @@ package partition
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -14,9 +16,10 @@ import (
 )
 
 // TestRandomWalk lets two replicas apply the same random log, grouped in
-// different ways and with checkpoints, restarts and power cuts in between. Their
-// answers, states and segment files must be the same, and what is stored must be
-// what a plain model holds.
+// different ways and with checkpoints, restarts and power cuts in between, and
+// with checkpoints that one gets from the other when it is behind. Their answers,
+// states and segment files must be the same, and what is stored must be what a
+// plain model holds.
 func TestRandomWalk(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWalk(t)
@@ -47,8 +50,14 @@ func newWalk(t *rapid.T) *walk {
 			w.names = append(w.names, []string{"same", "other"}[life%2])
 		}
 	}
-	for range 2 {
-		w.replicas = append(w.replicas, newReplica(t, vfs.NewMem(), "/data"))
+	for i := range 2 {
+		r := &replica{tb: t, fs: vfs.NewMem(), root: "/data"}
+		r.options = func(o *Options) {
+			o.FetchBytesPerSecond, o.ServeBytesPerSecond = 1<<40, 1<<40
+			o.Peers = func() []Peer { return []Peer{(&server{replica: w.replicas[1-i]}).peer()} }
+		}
+		r.open()
+		w.replicas = append(w.replicas, r)
 	}
 	return w
 }
@@ -59,7 +68,7 @@ func (w *walk) step() {
 	}
 	i := rapid.IntRange(0, len(w.replicas)-1).Draw(w.t, "replica")
 	r := w.replicas[i]
-	step := rapid.SampledFrom([]string{"apply", "apply", "apply", "checkpoint", "restart", "crash", "term"}).Draw(w.t, "step")
+	step := rapid.SampledFrom([]string{"apply", "apply", "apply", "checkpoint", "restart", "crash", "term", "install", "fetch"}).Draw(w.t, "step")
 	w.t.Logf("replica %d, applied %d: %s", i, r.applied, step)
 	switch step {
 	case "apply":
@@ -72,15 +81,52 @@ func (w *walk) step() {
 		seed := rapid.Uint64().Draw(w.t, "survivors")
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		w.restart(r, r.fs.(*vfs.Mem).CrashClone(func() bool { return rnd.IntN(2) == 0 }))
+	case "install":
+		w.install(r, w.replicas[1-i])
+	case "fetch":
+		w.fetch(r)
 	case "term":
 		w.term += uint64(rapid.IntRange(1, 2).Draw(w.t, "terms"))
 	}
 }
 
 func (w *walk) restart(r *replica, fs vfs.FS) {
+	complete := r.set.Complete()
 	r.restart(fs)
-	if !r.set.Complete() {
+	if complete && !r.installed && !r.set.Complete() {
 		w.t.Fatalf("incomplete after a restart from its own checkpoint: %+v", r.set.Status())
+	}
+}
+
+// install gives a replica that is behind the other's checkpoint.
+func (w *walk) install(r, from *replica) {
+	if from.applied <= r.applied || !from.set.Complete() {
+		return
+	}
+	from.checkpoint()
+	if err := r.set.Restore(uint64(from.manifestAt), bytes.NewReader(from.manifest)); err != nil {
+		w.t.Fatalf("install: %v", err)
+	}
+	r.manifest, r.manifestAt, r.applied, r.installed = from.manifest, from.manifestAt, from.manifestAt, true
+}
+
+// fetch runs a set until it is complete. Both replicas come to the end of the log
+// first, so that the one has what the other lacks.
+func (w *walk) fetch(r *replica) {
+	for _, r := range w.replicas {
+		w.apply(r, len(w.log.log))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- r.set.Run(ctx) }()
+	select {
+	case <-r.set.Completed():
+	case <-ctx.Done():
+	}
+	cancel()
+	if err := <-ended; err != nil || !r.set.Complete() {
+		w.t.Fatalf("fetch: %v, %+v", err, r.set.Status())
 	}
 }
 
@@ -104,7 +150,7 @@ func (w *walk) apply(r *replica, to int) {
 
 func (w *walk) finish() {
 	for _, r := range w.replicas {
-		w.apply(r, len(w.log.log))
+		w.fetch(r)
 		if err := r.set.Err(); err != nil {
 			w.t.Fatalf("set stopped: %v", err)
 		}
