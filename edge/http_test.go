@@ -18,7 +18,11 @@ import (
 
 func mustCBOR(t *testing.T, v any) string {
 	t.Helper()
-	b, err := cbor.Marshal(v)
+	mode, err := cbor.CanonicalEncOptions().EncMode() // a map's order must not change from call to call
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := mode.Marshal(v)
 	if err != nil {
 		t.Fatal(err)
 	}
