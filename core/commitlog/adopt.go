@@ -48,8 +48,25 @@ func (l *Log) adopt(m Manifest) error {
 			return err
 		}
 	}
+	if l.moved {
+		if err := l.syncRenames(); err != nil {
+			return err
+		}
+		l.moved = false
+	}
 	l.install(m, segments)
 	return l.adoptLast()
+}
+
+// syncRenames makes the new names durable before anything is written to the
+// files: under its old name, a file that is being filled would be taken for the
+// whole segment once it has the size.
+func (l *Log) syncRenames() error {
+	l.mu.Lock()
+	l.mu.names++
+	names := l.mu.names
+	l.mu.Unlock()
+	return l.syncNames(names)
 }
 
 // hold takes all segments out of the readers' sight while files are moved.
@@ -59,7 +76,6 @@ func (l *Log) hold() []*segment {
 	segments := l.mu.segments
 	l.mu.segments = nil
 	l.mu.hints = nil
-	l.mu.names++
 	return segments
 }
 
@@ -148,6 +164,7 @@ func (l *Log) forget(s *segment) error {
 	l.mu.Lock()
 	s.dropped = true
 	l.mu.Unlock()
+	l.moved = true
 	s.data.drop()
 	s.index.h.drop()
 	return l.removeFile(s.base, indexSuffix)
@@ -191,6 +208,9 @@ func (l *Log) Quarantine(base int64) (SegmentInfo, error) {
 		return SegmentInfo{}, l.fail(err)
 	}
 	fresh, err := l.adoptSegment(nil, info, last)
+	if err == nil {
+		err = l.syncRenames()
+	}
 	if err != nil {
 		return SegmentInfo{}, l.fail(err)
 	}
@@ -198,7 +218,6 @@ func (l *Log) Quarantine(base int64) (SegmentInfo, error) {
 	defer l.mu.Unlock()
 	l.mu.segments[i] = fresh
 	l.mu.hints = nil
-	l.mu.names++
 	return info, nil
 }
 

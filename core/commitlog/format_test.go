@@ -25,8 +25,8 @@ func goldenStory(t *testing.T, fsys vfs.FS) Manifest {
 	}
 	for i := range 20 {
 		b := record.NewBuilder(record.BuilderOptions{ProducerID: 77, ProducerEpoch: 1, BaseSequence: int32(2 * i)})
-		b.Add(int64(1_700_000_000_000+10*i), fmt.Appendf(nil, "key-%d", i), fmt.Appendf(nil, "value-%d", i), nil)
-		b.Add(int64(1_700_000_000_005+10*i), nil, nil, []record.Header{{Key: "h", Value: []byte("x")}})
+		b.Add(1_700_000_000_000+10*int64(i), fmt.Appendf(nil, "key-%d", i), fmt.Appendf(nil, "value-%d", i), nil)
+		b.Add(1_700_000_000_005+10*int64(i), nil, nil, []record.Header{{Key: "h", Value: []byte("x")}})
 		if _, err := l.Append(b.Build(nil), int32(i/7)); err != nil {
 			t.Fatal(err)
 		}

@@ -71,6 +71,7 @@ type Log struct {
 
 	// write is held by whoever changes what the log consists of.
 	write sync.Mutex
+	moved bool // Adopt has renamed a file; guarded by write
 	// sync is held while segments are made durable.
 	sync  sync.Mutex
 	dirty []dirtySegment // scratch of Sync, guarded by sync

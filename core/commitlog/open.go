@@ -362,6 +362,9 @@ func (l *Log) restoreMissing(f found, s *segment, info SegmentInfo, last bool, s
 		if err := l.fs.Rename(l.path(s.base, dataSuffix), l.path(s.base, suffix)); err != nil {
 			return fmt.Errorf("set short segment aside: %w", err)
 		}
+		if err := l.syncRenames(); err != nil {
+			return err
+		}
 		resume = short
 	case f.parts[s.base]:
 		n, err := l.adoptPart(s.base, suffix)
