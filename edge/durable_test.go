@@ -322,7 +322,7 @@ func TestFullDisk(t *testing.T) {
 	same(t, storedValues(g.stored()), "late", "yes")
 }
 
-// A stop in the middle of traffic: every acknowledged message is there at the next start.
+// A stop in the middle of traffic: what was read is stored, and all that was stored was acknowledged before the connection ended.
 func TestStopUnderLoad(t *testing.T) {
 	c := testConfig(t)
 	g := startGateway(t, vfs.OS, c)
@@ -356,7 +356,7 @@ func TestStopUnderLoad(t *testing.T) {
 		}
 	}
 	for i := range devices {
-		if got[i] < acked[i] || acked[i] == 0 {
+		if got[i] != acked[i] || acked[i] == 0 {
 			t.Fatalf("device %d: %d stored, %d acknowledged", i, got[i], acked[i])
 		}
 	}

@@ -18,6 +18,9 @@ func (c *conn) serve() {
 	if c.session != nil {
 		c.server.detach(c)
 	}
+	if c.server.stopping.Load() { // acknowledgements are still to come: closeConns ends it after them
+		return
+	}
 	var why *stop
 	switch {
 	case errors.As(err, &why):

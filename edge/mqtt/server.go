@@ -56,6 +56,7 @@ type Server struct {
 	conns     sync.WaitGroup // readers
 	reapers   sync.WaitGroup
 	open      atomic.Int64
+	stopping  atomic.Bool // no reader closes its connection any more
 
 	// delivery is held while a commit's messages are handed out, and by whoever must see none of them half handed out.
 	delivery sync.Mutex
@@ -237,6 +238,7 @@ func (s *Server) Run(ctx context.Context, flush func() error) error {
 func (s *Server) stopReading() {
 	s.mu.Lock()
 	s.mu.stopping = true
+	s.stopping.Store(true)
 	conns := s.connsLocked()
 	s.mu.Unlock()
 	for _, l := range s.listeners {
