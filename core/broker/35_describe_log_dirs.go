@@ -2,11 +2,15 @@ package broker
 
 import (
 	"context"
+	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"sluice/core/kafka"
 	"sluice/core/meta"
+	"sluice/core/partition"
+	"sluice/core/shard"
 	"sluice/core/vfs"
 )
 
@@ -16,7 +20,8 @@ func init() { register(35, 0, 4, (*Broker).handleDescribeLogDirs) }
 
 func (b *Broker) handleDescribeLogDirs(_ context.Context, r *kafka.Request) kafka.Reply {
 	req := r.Body.(*kmsg.DescribeLogDirsRequest)
-	return func(context.Context) kafka.Response {
+	return func(ctx context.Context) kafka.Response {
+		b.settle(ctx, req.Topics)
 		resp := req.ResponseKind().(*kmsg.DescribeLogDirsResponse)
 		dir := kmsg.NewDescribeLogDirsResponseDir()
 		dir.Dir = b.ctl.DataDir()
@@ -29,36 +34,65 @@ func (b *Broker) handleDescribeLogDirs(_ context.Context, r *kafka.Request) kafk
 	}
 }
 
+// settleTimeout bounds how long an answer waits for this node's replicas: some rounds of an idle follower hearing what is committed.
+const settleTimeout = time.Second
+
+// settle lets this node's replicas apply what is committed: what was acknowledged before the request shall be in the sizes.
+func (b *Broker) settle(ctx context.Context, wanted []kmsg.DescribeLogDirsRequestTopic) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	var waits sync.WaitGroup
+	begun := make(map[*shard.Group]bool)
+	b.eachReplica(wanted, func(_ *meta.Topic, _ int32, _ *partition.Partition, g *shard.Group) {
+		if g == nil || begun[g] {
+			return
+		}
+		begun[g] = true
+		waits.Go(func() { _ = g.Settled(ctx) }) // in time or not: the sizes are those of the replica
+	})
+	waits.Wait()
+}
+
 // localSizes lists this node's replicas: all of them when the request names no topics.
 func (b *Broker) localSizes(wanted []kmsg.DescribeLogDirsRequestTopic) []kmsg.DescribeLogDirsResponseDirTopic {
-	image := b.ctl.Image()
 	var out []kmsg.DescribeLogDirsResponseDirTopic
-	add := func(t *meta.Topic, indexes []int32) {
-		answer := kmsg.NewDescribeLogDirsResponseDirTopic()
-		answer.Topic = t.Name
-		for _, index := range indexes {
-			if part, _, ok := b.ctl.Local(t.ID, index); ok {
-				p := kmsg.NewDescribeLogDirsResponseDirTopicPartition()
-				p.Partition, p.Size = index, part.Bytes()
-				answer.Partitions = append(answer.Partitions, p)
-			}
+	b.eachReplica(wanted, func(t *meta.Topic, index int32, part *partition.Partition, _ *shard.Group) {
+		if part == nil {
+			return
 		}
-		if len(answer.Partitions) > 0 {
+		if len(out) == 0 || out[len(out)-1].Topic != t.Name {
+			answer := kmsg.NewDescribeLogDirsResponseDirTopic()
+			answer.Topic = t.Name
 			out = append(out, answer)
+		}
+		p := kmsg.NewDescribeLogDirsResponseDirTopicPartition()
+		p.Partition, p.Size = index, part.Bytes()
+		last := &out[len(out)-1]
+		last.Partitions = append(last.Partitions, p)
+	})
+	return out
+}
+
+// eachReplica walks the partitions that a request means, with this node's replica and its group where it has them; a replica may have the group
+// before it knows of the partition.
+func (b *Broker) eachReplica(wanted []kmsg.DescribeLogDirsRequestTopic, fn func(t *meta.Topic, index int32, p *partition.Partition, g *shard.Group)) {
+	image := b.ctl.Image()
+	each := func(t *meta.Topic, indexes []int32) {
+		for _, index := range indexes {
+			p, g, _ := b.ctl.Local(t.ID, index)
+			fn(t, index, p, g)
 		}
 	}
 	if wanted == nil {
 		for t := range image.Topics() {
-			add(t, allPartitions(t))
+			each(t, allPartitions(t))
 		}
-		return out
 	}
 	for _, w := range wanted {
 		if t := image.Topic(w.Topic); t != nil {
-			add(t, w.Partitions)
+			each(t, w.Partitions)
 		}
 	}
-	return out
 }
 
 func allPartitions(t *meta.Topic) []int32 {

@@ -355,6 +355,23 @@ func TestDescribeLogDirs(t *testing.T) {
 	}
 }
 
+// What was acknowledged is in the sizes of every replica, also of one that had only heard of the records.
+func TestDescribeLogDirsOfFollowers(t *testing.T) {
+	c := startCluster(t, 3)
+	c.create("sized", 1, nil)
+	c.fill("sized", 100)
+	var sizes []int64
+	for _, n := range c.nodes {
+		req := kmsg.NewPtrDescribeLogDirsRequest()
+		req.Version = 4
+		req.Topics = []kmsg.DescribeLogDirsRequestTopic{{Topic: "sized", Partitions: []int32{0}}}
+		sizes = append(sizes, ask[*kmsg.DescribeLogDirsResponse](dialRaw(t, n.kafka), req).Dirs[0].Topics[0].Partitions[0].Size)
+	}
+	if sizes[0] < 500 || sizes[1] != sizes[0] || sizes[2] != sizes[0] {
+		t.Errorf("the replicas have %v bytes", sizes)
+	}
+}
+
 func TestDescribeCluster(t *testing.T) {
 	c := startCluster(t, 1)
 	raw := dialRaw(t, c.nodes[0].kafka)

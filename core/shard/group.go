@@ -56,6 +56,7 @@ type Group struct {
 		view    view
 		changed chan struct{}
 		learned commit
+		heard   heard
 	}
 	failed  chan struct{}
 	current chan struct{}

@@ -107,6 +107,7 @@ func (t *transport) header() raft.RPCHeader {
 // min(leader's commit, its own last index), but what it has behind the request's entries may be an
 // old leader's and not what was committed.
 func (t *transport) receiveAppend(rpc raft.RPC, a *raft.AppendEntriesRequest, stop <-chan struct{}) {
+	t.g.hears(a.LeaderCommitIndex)
 	a.LeaderCommitIndex = min(a.LeaderCommitIndex, a.PrevLogEntry+uint64(len(a.Entries)))
 	t.g.learned(a.Term, a.LeaderCommitIndex)
 	if len(t.held) > 0 || (len(a.Entries) > 0 && t.g.unappliedTooMuch()) {

@@ -5,15 +5,30 @@ import (
 	"time"
 )
 
-// Settled waits until this replica has applied what its log holds now, or until ctx ends. A
-// follower that has the last entries of an idle shard learns only commitTimeout later that they
-// are committed; who compares replicas with what was acknowledged waits for that.
+// heard is what leaders have told of their commit index: how often, and the last.
+type heard struct{ times, index uint64 }
+
+// hears notes the commit index that came with entries, or with their absence; heartbeats carry none.
+func (g *Group) hears(index uint64) {
+	if index == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.heard.times++
+	g.mu.heard.index = index
+}
+
+// Settled waits until this replica has applied what was committed when it was asked, or until ctx
+// ends. A follower waits for the next word of the leader, which takes up to twice commitTimeout
+// while the shard is idle: it is for those who compare replicas with what was acknowledged.
 func (g *Group) Settled(ctx context.Context) error {
-	r := g.raft()
-	last := r.LastIndex()
 	tick := time.NewTicker(inSyncPoll)
 	defer tick.Stop()
-	for r.AppliedIndex() < last || r.Stats()["fsm_pending"] != "0" {
+	g.mu.Lock()
+	before := g.mu.heard.times
+	g.mu.Unlock()
+	for !g.settled(before) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -21,4 +36,15 @@ func (g *Group) Settled(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (g *Group) settled(before uint64) bool {
+	g.mu.Lock()
+	told := g.mu.heard
+	g.mu.Unlock()
+	r := g.raft()
+	if _, leads := g.leads(); leads {
+		told = heard{before + 1, r.CommitIndex()}
+	}
+	return told.times > before && r.AppliedIndex() >= told.index && r.Stats()["fsm_pending"] == "0"
 }
