@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -219,5 +220,22 @@ func TestNotHTTP(t *testing.T) {
 	}
 	if code, _ := g.post("/v1/ingest/a", "text/plain", "x"); code != 200 {
 		t.Fatal(code)
+	}
+}
+
+// A client that keeps its connection open does not hold up a stop.
+func TestStopWithAnIdleHTTPConnection(t *testing.T) {
+	g := startGateway(t, vfs.OS, testConfig(t))
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get("http://" + g.HTTPAddr() + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	begin := time.Now()
+	g.mustStop()
+	if took := time.Since(begin); took > 4*time.Second { // far below the time that requests get
+		t.Fatalf("the stop took %v", took)
 	}
 }
