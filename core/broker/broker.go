@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"sluice/core/controller"
+	"sluice/core/group"
 	"sluice/core/kafka"
 	"sluice/core/meta"
 )
@@ -30,6 +31,8 @@ type Options struct {
 	// ConnectionsMax and MemoryBytes bound all listeners together; zero takes core/kafka's defaults.
 	ConnectionsMax int
 	MemoryBytes    int64
+	// Groups is what the group coordinators decide by (group.max.size and the like); zero values are Kafka's defaults.
+	Groups group.Config
 }
 
 // A Broker serves one node's clients. New starts nothing; Run owns all goroutines.

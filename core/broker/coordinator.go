@@ -50,9 +50,11 @@ type coordinators struct {
 }
 
 func newCoordinators(b *Broker) *coordinators {
-	c := &coordinators{b: b, log: b.log.With("component", "groups")}
+	c := &coordinators{b: b, log: b.log.With("component", "groups"), config: b.opts.Groups}
 	c.metrics = newGroupMetrics(c.total)
-	c.config.NewID = newMemberID
+	if c.config.NewID == nil {
+		c.config.NewID = newMemberID
+	}
 	return c
 }
 

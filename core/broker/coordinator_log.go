@@ -116,7 +116,8 @@ func joining(headers []record.Header) bool {
 }
 
 // write has no context: what is given up too early could still be committed, after the next session has read the log. The shard answers
-// every proposal when it loses the leadership or stops.
+// every proposal when it loses the leadership or stops. The term is compared before the proposal: to get a record of this term into a later one, the
+// node would have to lose the leadership and win it again between these two lines.
 func (r *replica) write(records []group.Record) error {
 	if !r.leads() {
 		return errNotCoordinator
