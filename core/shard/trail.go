@@ -13,8 +13,12 @@ import (
 // members was under way.
 const retryCheckpoint = time.Second
 
+// tellFailures in a row are more than a change of members explains.
+const tellFailures = 5
+
 // checkpointWhenDue takes a checkpoint whenever enough log was written since the last.
 func (g *Group) checkpointWhenDue() {
+	failures := 0
 	for {
 		select {
 		case <-g.ctx.Done():
@@ -24,11 +28,19 @@ func (g *Group) checkpointWhenDue() {
 		if g.sinceBytes.Load() < g.node.o.CheckpointBytes {
 			continue
 		}
-		if err := g.Checkpoint(g.ctx); err != nil && g.ctx.Err() == nil {
-			g.slog.Debug("checkpoint failed", "err", err)
-			pause(g.ctx, retryCheckpoint)
-			signal(g.due)
+		err := g.Checkpoint(g.ctx)
+		if err == nil || g.ctx.Err() != nil {
+			if failures >= tellFailures {
+				g.slog.Info("checkpoint taken after failures", "failures", failures)
+			}
+			failures = 0
+			continue
 		}
+		if failures++; failures == tellFailures {
+			g.slog.Warn("checkpoints fail, the log grows", "err", err)
+		}
+		pause(g.ctx, retryCheckpoint)
+		signal(g.due)
 	}
 }
 

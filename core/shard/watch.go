@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -217,11 +218,27 @@ func (g *Group) checkCurrent() {
 		close(g.current)
 		return
 	}
-	if c.index == 0 || c.index > g.raft().AppliedIndex() || g.raft().Stats()["fsm_pending"] != "0" {
+	if c.index == 0 || c.index > g.raft().CommitIndex() {
 		return
 	}
 	var l raft.Log
-	if err := g.log.GetLog(c.index, &l); err == nil && l.Term == c.term {
+	if err := g.log.GetLog(c.index, &l); err == nil && l.Term == c.term && g.hasApplied(l) {
 		close(g.current)
 	}
+}
+
+// hasApplied tells whether the state machine has applied everything up to a committed entry. It
+// sees commands and configurations only, so the last of those counts: above the applied index there
+// are few others.
+func (g *Group) hasApplied(l raft.Log) bool {
+	applied := g.fsm.applied.Load()
+	for l.Index > applied {
+		if l.Type == raft.LogCommand || l.Type == raft.LogConfiguration {
+			return false
+		}
+		if err := g.log.GetLog(l.Index-1, &l); err != nil {
+			return errors.Is(err, raft.ErrLogNotFound) // the checkpoint ends there
+		}
+	}
+	return true
 }
