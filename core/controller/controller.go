@@ -32,9 +32,10 @@ import (
 )
 
 const (
-	// DefaultRetentionInterval is how often a shard's leader looks for expired segments. Kafka's
-	// five minutes leave a small disk full for long.
-	DefaultRetentionInterval = 5 * time.Second
+	// DefaultRetentionInterval is how often a shard's leader looks for expired segments: Kafka's
+	// log.retention.check.interval.ms. Clients write records with timestamps years back and read them
+	// again at once; looked at every few seconds, those would be gone before.
+	DefaultRetentionInterval = 5 * time.Minute
 	// DefaultPreferredDelay is how long a preferred leader has been in sync before it gets its
 	// shard back.
 	DefaultPreferredDelay = 5 * time.Second
