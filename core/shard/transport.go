@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -96,6 +97,9 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *ra
 	}
 	sent := t.g.peers.sending()
 	if err := send(id, to, a, resp); err != nil {
+		if !isHeartbeat(a) {
+			t.awaitReachable(id, a.Term, time.Now())
+		}
 		return err
 	}
 	t.g.peers.heard(id, sent, resp)
