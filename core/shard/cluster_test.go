@@ -92,7 +92,7 @@ func (m *member) start() {
 	o := Options{
 		FS: m.fault, Dir: "data", ClusterID: func() string { return "test" }, Self: m.self,
 		Listen: "127.0.0.1:0", Resolve: func(to meta.NodeID) (string, bool) { return m.c.resolve(m.id, to) },
-		Heartbeat: 250 * time.Millisecond, Logger: testLogger(),
+		Heartbeat: DefaultHeartbeat, Logger: testLogger(),
 	}
 	if o.Logger != nil {
 		o.Logger = o.Logger.With("node", int(m.id))
