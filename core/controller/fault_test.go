@@ -114,8 +114,10 @@ func TestStoppedNodeIsFencedAtOnce(t *testing.T) {
 	victim := leaderOf(t, all)
 	rest := others(all, victim)
 	victim.stop()
-	if !slices.ContainsFunc(rest, func(m *member) bool { n, _ := m.Image().Node(victim.Self()); return n.Fenced }) {
-		t.Fatal("nobody knows that the node has gone")
+	gone := time.Now()
+	rest[0].eventually("fenced", func() bool { n, _ := rest[0].Image().Node(victim.Self()); return n.Fenced })
+	if took := time.Since(gone); took > fenceAfter {
+		t.Fatalf("the others heard of it after %s: by its silence, not by its goodbye", took)
 	}
 	rest[1].create(plain("t"))
 	served(t, rest, "t")

@@ -263,9 +263,9 @@ func (c *Controller) tryRegister(ctx context.Context) error {
 	if c.Image().ClusterID() == "" {
 		return errNotFounded
 	}
-	if n, ok := c.Image().Node(c.Self()); ok && n == c.o.Self {
-		return nil
-	}
+	// Also when the metadata knows this node just so: the leader waits for it from here on, and what
+	// was committed before is caught up with below. Else a node that was down for a moment would be
+	// ready, and not yet waited for when changes are answered.
 	res, err := c.submit(ctx, &commandRequest{Command: cmdRegister, Register: &meta.RegisterNode{Node: c.o.Self}})
 	if err != nil {
 		return err

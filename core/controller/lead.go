@@ -137,6 +137,9 @@ func (l *lead) commitPlanned(ctx context.Context, r *commandRequest) (meta.Resul
 		return res, l.concerned(r, l.c.Image()), err
 	case r.Command == cmdRegister && r.Register != nil:
 		res, err := l.propose(ctx, r.ID, r.Register)
+		if err == nil && res.Err == nil {
+			l.setDown(r.Register.Node.Server(), false)
+		}
 		l.c.members.poke()
 		return res, []meta.ShardID{}, err
 	}
