@@ -24,7 +24,7 @@ write_start() {  # NAME COMMAND...: a script that becomes that process
   local name=$1; shift
   { echo '#!/bin/sh'
     echo "# Starts $name again: becomes the process and writes its id to $name.pid."
-    printf 'echo $$ >%q\nexec' "$data/$name.pid"
+    printf 'echo $$ >%q.new && mv %q.new %q\nexec' "$data/$name.pid" "$data/$name.pid" "$data/$name.pid"
     printf ' %q' "$@"
     printf ' $JOIN >>%q 2>&1 </dev/null\n' "$data/$name.log"; } >"$data/$name.sh"
   chmod +x "$data/$name.sh"
@@ -58,7 +58,7 @@ wait_ready() {  # NAME HOST:PORT
 # The pid file may be old and its number another program's by now: only a process that names its own data counts.
 alive() {
   local pid; pid=$(cat "$data/$1.pid" 2>/dev/null) || return 1
-  [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$data/$1"
+  [ -n "$pid" ] && { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF -- "--data $data/$1 "
 }
 tell() { if alive "$2"; then kill -"$1" "$(cat "$data/$2.pid")" 2>/dev/null || true; fi; }
 

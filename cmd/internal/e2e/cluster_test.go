@@ -140,8 +140,8 @@ func (c *cluster) tellLogs() {
 
 func (c *cluster) pid(name string) int {
 	data, err := os.ReadFile(filepath.Join(c.data, name+".pid"))
-	if err != nil {
-		return 0
+	if err != nil || len(data) == 0 {
+		return 0 // not started yet, or about to say so
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	if err != nil {

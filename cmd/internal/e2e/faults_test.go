@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -47,11 +48,15 @@ func (c *cluster) verify(v loadtest.Verify, names ...string) loadtest.VerifyResu
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), v.Duration)
 	defer cancel()
-	killed := make(chan int)
-	go func() { killed <- c.storm(ctx, names) }()
-	r, err := v.Run(context.Background())
-	kills := <-killed
-	if err != nil {
+	var r loadtest.VerifyResult
+	ran := make(chan error, 1)
+	go func() {
+		var err error
+		r, err = v.Run(context.Background())
+		ran <- err
+	}()
+	kills := c.storm(ctx, names)
+	if err := <-ran; err != nil {
 		c.t.Fatal(err)
 	}
 	if !r.Verdict.OK() {
@@ -73,32 +78,42 @@ func TestKillCoreNodes(t *testing.T) {
 	sameSegments(t, c.data, r.Topic, 6)
 }
 
-// sameSegments compares the replicas of a topic byte for byte, once all nodes have stopped cleanly.
+// sameSegments compares the replicas of a topic byte for byte, after all nodes have stopped. A follower may have stopped before it heard
+// that the last entries are committed: then what it has is the beginning of what the others have.
 func sameSegments(t *testing.T, data, topic string, partitions int) {
 	t.Helper()
 	for p := range partitions {
-		var first string
+		var longest []byte
 		for node := 1; node <= 3; node++ {
-			dir := filepath.Join(data, fmt.Sprintf("core-%d", node), fmt.Sprintf("%s-%d", topic, p))
-			files, err := filepath.Glob(filepath.Join(dir, "*.log"))
-			if err != nil || len(files) == 0 {
-				t.Fatalf("no segments in %s: %v", dir, err)
+			b := replica(t, filepath.Join(data, fmt.Sprintf("core-%d", node), fmt.Sprintf("%s-%d", topic, p)))
+			if len(b) > len(longest) {
+				longest, b = b, longest
 			}
-			var all strings.Builder
-			for _, f := range files {
-				b, err := os.ReadFile(f)
-				if err != nil {
-					t.Fatal(err)
-				}
-				fmt.Fprintf(&all, "%s %x\n", filepath.Base(f), b)
-			}
-			if node == 1 {
-				first = all.String()
-			} else if all.String() != first {
-				t.Errorf("%s-%d differs between core-1 and core-%d", topic, p, node)
+			if !bytes.HasPrefix(longest, b) {
+				t.Errorf("%s-%d: the replica on core-%d, or one before it, differs from the others", topic, p, node)
 			}
 		}
+		if len(longest) == 0 {
+			t.Errorf("%s-%d: no replica holds anything", topic, p)
+		}
 	}
+}
+
+// replica is a partition's segments, one after the other.
+func replica(t *testing.T, dir string) (all []byte) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.log"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no segments in %s: %v", dir, err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b...)
+	}
+	return all
 }
 
 func TestKillGatewayAndCoreNodes(t *testing.T) {
