@@ -15,10 +15,10 @@ FUZZTIME ?= 10s
 help: ## what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-run: build ## one core, one gateway, a simulated city and its page, in one process (data in .data/dev)
+run: bin/sluice ## one core, one gateway, a simulated city and its page, in one process (data in .data/dev)
 	@exec bin/sluice dev --data .data/dev
 
-cluster: build ## three core nodes and a gateway as separate processes (data in DATA, default .data/cluster)
+cluster: bin/sluice ## three core nodes and a gateway as separate processes (data in DATA, default .data/cluster)
 	@exec deploy/cluster.sh "$(DATA)"
 
 build: $(addprefix bin/,$(BINARIES)) ## bin/sluice, bin/sluice-edge, bin/firmware-sim, bin/loadtest
@@ -51,7 +51,7 @@ check: ## format, vet, import rules
 	go vet -tags e2e ./cmd/internal/e2e/
 	go test -count=1 ./cmd/internal/archtest/
 
-conformance: build ## starts the cluster and runs groups of the kit of real clients (GROUP="kcat seeds", KIT=../shared/kit)
+conformance: bin/sluice ## starts the cluster and runs groups of the kit of real clients (GROUP="kcat seeds", KIT=../shared/kit)
 	@exec deploy/conformance.sh "$(KIT)" $(GROUP)
 
 clean: ## removes what was built and every local data directory
