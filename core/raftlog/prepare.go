@@ -3,11 +3,17 @@ package raftlog
 import (
 	"context"
 	"fmt"
+
+	"sluice/core/vfs"
 )
 
-// zeroes is written in pieces of fillBytes; fillSyncBytes of them are synced at a time, so that the
-// entries' own syncs never wait behind a whole file.
+// Files up to fillMax are filled with zeros: in a log that is written to in small pieces the shorter syncs (0.16 against 0.21 ms, measured with
+// 4 KiB on ext4) are worth it. Larger ones belong to logs with much traffic, where writing everything twice costs more than it saves; their space is
+// only reserved, and from their second life on they are as good as filled.
+// zeroes is written in pieces of fillBytes; fillSyncBytes of them are synced at a time, so that the entries' own syncs never wait behind
+// a whole file.
 const (
+	fillMax       = 4 << 20
 	fillBytes     = 256 << 10
 	fillSyncBytes = 2 << 20
 )
@@ -39,14 +45,20 @@ func (s *Store) prepare() error {
 		s.mu.Unlock()
 		return nil
 	}
-	old, size := s.mu.recycle, s.nextSizeLocked()
-	s.mu.recycle = nil
+	var old *segment
+	var small []*segment
+	size := s.nextSizeLocked()
+	for old == nil && len(s.mu.recycle) > 0 {
+		old, s.mu.recycle = s.mu.recycle[0], s.mu.recycle[1:]
+		if old.size < size {
+			small, old = append(small, old), nil
+		}
+	}
 	s.mu.Unlock()
-	if old != nil && old.size < size {
-		if err := s.remove(old); err != nil {
+	for _, g := range small {
+		if err := s.remove(g); err != nil {
 			return err
 		}
-		old = nil
 	}
 	var spare *segment
 	var err error
@@ -96,15 +108,18 @@ func (s *Store) rename(g *segment) (*segment, error) {
 	return &segment{file: g.file, life: life, size: g.size, end: fileHeaderBytes}, nil
 }
 
-// createFile makes a file whose name is synced, filled with zeros or empty.
+// createFile makes a file whose name is synced, prepared (filled with zeros, or its space reserved) or empty.
 func (s *Store) createFile(life uint64, size int64, fill bool) (*segment, error) {
 	f, err := s.fs.Create(s.path(life))
 	if err != nil {
 		return nil, fmt.Errorf("create raft log file: %w", err)
 	}
 	g := &segment{file: f, life: life, size: size, end: fileHeaderBytes}
-	if fill {
+	switch {
+	case fill && size <= fillMax:
 		err = g.fill()
+	case fill:
+		err = g.reserve()
 	}
 	if err == nil {
 		if err = s.fs.SyncDir(s.dir); err != nil {
@@ -116,6 +131,17 @@ func (s *Store) createFile(life uint64, size int64, fill bool) (*segment, error)
 		return nil, err
 	}
 	return g, nil
+}
+
+// reserve takes the file's space from the file system, so that a full disk shows here and not in the middle of an entry.
+func (g *segment) reserve() error {
+	if err := vfs.Allocate(g.file, g.size); err != nil {
+		return fmt.Errorf("reserve raft log file: %w", err)
+	}
+	if err := g.file.Sync(); err != nil {
+		return fmt.Errorf("sync reserved raft log file: %w", err)
+	}
+	return nil
 }
 
 func (g *segment) fill() error {

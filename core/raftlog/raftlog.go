@@ -30,6 +30,8 @@ const (
 	// maxPayloadBytes is what recovery accepts as the length of a record.
 	maxPayloadBytes = MaxEntryBytes + entryHeaderBytes
 
+	// recycleMax files that were dropped are kept to be written again: as many as a checkpoint drops at once.
+	recycleMax = 4
 	// defaultFirstSegmentBytes is the first file's size: small, because there are many small logs.
 	defaultFirstSegmentBytes = 1 << 20
 	// defaultSegmentBytes is what files grow to, doubling: large enough that a new one is rare,
@@ -112,7 +114,7 @@ type Store struct {
 		segments []*segment // the last one is written to
 		cache    cache
 		spare    *segment
-		recycle  *segment // dropped, to become the next spare
+		recycle  []*segment // dropped, to become the next spares; recycleMax at most
 		nextLife uint64
 		closed   bool
 	}
@@ -193,8 +195,8 @@ func (s *Store) closeFiles() error {
 	if s.mu.spare != nil {
 		segments = append(segments, s.mu.spare)
 	}
-	if s.mu.recycle != nil {
-		segments = append(segments, s.mu.recycle)
+	if len(s.mu.recycle) > 0 {
+		segments = append(segments, s.mu.recycle...)
 	}
 	s.mu.segments, s.mu.spare, s.mu.recycle = nil, nil, nil
 	s.mu.Unlock()

@@ -96,12 +96,12 @@ func (s *Store) release(g *segment) {
 	}
 }
 
-// dispose keeps a file that nobody needs any more as the next spare, or deletes it.
+// dispose keeps a file that nobody needs any more to become a spare, or deletes it.
 func (s *Store) dispose(g *segment) {
 	s.mu.Lock()
-	keep := s.mu.recycle == nil && !s.mu.closed && s.mu.err == nil && g.size >= s.nextSizeLocked()
+	keep := len(s.mu.recycle) < recycleMax && !s.mu.closed && s.mu.err == nil && g.size >= s.nextSizeLocked()
 	if keep {
-		s.mu.recycle = g
+		s.mu.recycle = append(s.mu.recycle, g)
 	}
 	s.mu.Unlock()
 	if keep {

@@ -8,7 +8,7 @@ const (
 	// 1.4 s after the old one died at most (300 ms: 0.8 s, but more elections on a loaded box).
 	DefaultHeartbeat = 500 * time.Millisecond
 	// DefaultCheckpointBytes of log are replayed at most after a crash, and kept for followers.
-	DefaultCheckpointBytes = 256 << 20
+	DefaultCheckpointBytes = 64 << 20
 	// MaxEntryBytes is the largest entry the log accepts: a produce request's part of 4 MiB plus
 	// one batch of at most 10 MiB, with room.
 	MaxEntryBytes = 16 << 20

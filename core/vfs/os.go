@@ -29,6 +29,9 @@ type osFile struct{ *os.File }
 // OSFile returns the file beneath. It stays owned by the File.
 func (f osFile) OSFile() *os.File { return f.File }
 
+// allocate is found by Allocate.
+func (f osFile) allocate(size int64) error { return allocate(f.File, size) }
+
 func (f osFile) Size() (int64, error) {
 	info, err := f.Stat()
 	if err != nil {

@@ -116,3 +116,11 @@ func writeSynced(fsys FS, name string, data []byte) error {
 	}
 	return errors.Join(err, f.Close())
 }
+
+// Allocate gives a file its size and, where the file system can, takes the space for it from the disk. What was not written reads as zeros.
+func Allocate(f File, size int64) error {
+	if a, ok := f.(interface{ allocate(size int64) error }); ok {
+		return a.allocate(size)
+	}
+	return f.Truncate(size)
+}
