@@ -245,17 +245,30 @@ func (l *Log) usable() error {
 func (l *Log) Append(batches []byte, leaderEpoch int32) (base int64, err error) {
 	l.write.Lock()
 	defer l.write.Unlock()
-	if err := l.usable(); err != nil {
-		return 0, err
-	}
 	buf := l.files.buffer()
 	defer l.files.putBuffer(buf)
 	*buf = append((*buf)[:0], batches...)
-	base = l.End()
-	if err := stamp(*buf, base, leaderEpoch); err != nil {
+	return l.appendLocked(*buf, leaderEpoch)
+}
+
+// AppendInPlace is Append for a caller whose buffer may be written to: the
+// offsets and the leader epoch are set in it, which spares a copy. It is not
+// kept.
+func (l *Log) AppendInPlace(batches []byte, leaderEpoch int32) (base int64, err error) {
+	l.write.Lock()
+	defer l.write.Unlock()
+	return l.appendLocked(batches, leaderEpoch)
+}
+
+func (l *Log) appendLocked(batches []byte, leaderEpoch int32) (base int64, err error) {
+	if err := l.usable(); err != nil {
 		return 0, err
 	}
-	for rest := *buf; len(rest) > 0; {
+	base = l.End()
+	if err := stamp(batches, base, leaderEpoch); err != nil {
+		return 0, err
+	}
+	for rest := batches; len(rest) > 0; {
 		n, err := l.appendRun(rest)
 		if err != nil {
 			return 0, l.fail(err)

@@ -177,7 +177,11 @@ func (s *Set) write(p *Partition) {
 	if len(w.batches) == 0 || s.Err() != nil {
 		return
 	}
-	base, err := p.log.Append(w.batches, w.epoch)
+	add := p.log.Append // the batches are Raft's
+	if w.owned {
+		add = p.log.AppendInPlace
+	}
+	base, err := add(w.batches, w.epoch)
 	if err != nil {
 		s.fail(fmt.Errorf("append to %s-%d: %w", p.name, p.key.Index, err))
 		return
