@@ -111,6 +111,7 @@ func (r refreshed) apply(u *Uplink) error {
 		u.failedMetadata(r.err)
 		return nil
 	}
+	u.blocked = false
 	u.cluster.stale = false
 	for i := range r.resp.Topics {
 		u.learn(&r.resp.Topics[i])
@@ -174,18 +175,22 @@ func (u *Uplink) learn(t *kmsg.MetadataResponseTopic) {
 	}
 	u.cluster.topics[name] = info
 	for _, p := range u.parts {
-		if p.Topic == name {
-			p.follow(info)
+		if p.Topic == name && !p.follow(info) && len(p.queue) > 0 {
+			u.cluster.stale = true
 		}
 	}
 }
 
-// follow takes the leader and notices a topic that was deleted and created again.
-func (p *partition) follow(info *topicInfo) {
+// follow takes the leader and notices a topic that was deleted and created again. It returns false when the topic has fewer partitions.
+func (p *partition) follow(info *topicInfo) bool {
 	if int(p.Partition) >= len(info.leaders) {
 		p.leader = -1
-		return
+		if p.gone.IsZero() {
+			p.gone = time.Now()
+		}
+		return false
 	}
+	p.gone = time.Time{}
 	if p.leader != info.leaders[p.Partition] {
 		p.leader = info.leaders[p.Partition]
 		p.notBefore = time.Time{} // a new leader need not wait out the old one's back-off
@@ -196,6 +201,7 @@ func (p *partition) follow(info *topicInfo) {
 		}
 		p.id = info.id
 	}
+	return true
 }
 
 // produced brings the answer to one Produce request.
@@ -203,6 +209,7 @@ type produced struct {
 	leader  int32
 	parts   []*partition
 	batches []*batch
+	ids     [][16]byte // of the topics, as they were when it was sent
 	resp    *kmsg.ProduceResponse
 	err     error
 }
@@ -224,7 +231,7 @@ func (c *cluster) produce(leader int32, parts []*partition) {
 		rp := kmsg.NewProduceRequestTopicPartition()
 		rp.Partition, rp.Records = p.Partition, p.queue[0].wire
 		req.Topics[i].Partitions = append(req.Topics[i].Partitions, rp)
-		out.batches = append(out.batches, p.queue[0])
+		out.batches, out.ids = append(out.batches, p.queue[0]), append(out.ids, p.id)
 	}
 	c.start(requestTimeout, func(ctx context.Context) event {
 		resp, err := c.client.Broker(int(leader)).Request(ctx, req)
@@ -236,10 +243,15 @@ func (c *cluster) produce(leader int32, parts []*partition) {
 	})
 }
 
-// asked brings what the log says of our producer in one partition.
+// asked is the question what a partition's log has of our producers, and brings the answer.
 type asked struct {
-	p        *partition
+	p         *partition
+	id        [16]byte // of the topic
+	leader    int32
+	producers map[int64]bool
+
 	found    bool
+	producer int64
 	epoch    int16
 	sequence int32 // of the last record of the last batch found
 	end      int64 // core offset after that batch
@@ -248,57 +260,88 @@ type asked struct {
 	err      error
 }
 
-// ask reads the headers of what was written to p since the last confirmed offset, looking for its producer.
+// ask reads the headers of what was written to p since the last confirmed offset, looking for the producers of its open batches.
 func (c *cluster) ask(p *partition) {
-	a := asked{p: p}
-	t, id, leader, producer, from := p.target, p.id, p.leader, p.producerID, p.acked
+	a := asked{p: p, id: p.id, leader: p.leader, next: p.acked, producers: map[int64]bool{p.producerID: true}}
+	for _, b := range p.queue {
+		a.producers[b.plan.ProducerID] = true
+	}
 	c.start(10*requestTimeout, func(ctx context.Context) event {
 		for a.err == nil {
 			var next int64
-			if next, a.err = c.askStep(ctx, &a, t, id, leader, producer, from); next == from {
+			if next, a.err = c.askStep(ctx, &a); next == a.next {
 				break
 			}
-			from, a.next = next, next
+			a.next = next
 		}
 		return a
 	})
 }
 
-// askStep reads once from an offset and returns where to go on; the same offset means the end.
-func (c *cluster) askStep(ctx context.Context, a *asked, t target, id [16]byte, leader int32, producer, from int64) (int64, error) {
+// askStep reads once from a.next and returns where to go on; the same offset means the end.
+func (c *cluster) askStep(ctx context.Context, a *asked) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := c.client.Broker(int(leader)).Request(ctx, fetchFrom(t, id, from))
+	resp, err := c.client.Broker(int(a.leader)).Request(ctx, fetchFrom(a.p.target, a.id, a.next))
 	if err != nil {
-		return from, err
+		return a.next, err
 	}
 	fetched := resp.(*kmsg.FetchResponse)
 	if err := kerr.ErrorForCode(fetched.ErrorCode); err != nil {
-		return from, err
+		return a.next, err
 	}
 	if len(fetched.Topics) != 1 || len(fetched.Topics[0].Partitions) != 1 {
-		return from, errors.New("fetch answered without the partition asked for")
+		return a.next, errors.New("fetch answered without the partition asked for")
 	}
 	fp := &fetched.Topics[0].Partitions[0]
 	err = kerr.ErrorForCode(fp.ErrorCode)
-	if errors.Is(err, kerr.OffsetOutOfRange) && from != fp.LogStartOffset && fp.LogStartOffset >= 0 {
-		a.eaten = from < fp.LogStartOffset
-		return fp.LogStartOffset, nil
+	if errors.Is(err, kerr.OffsetOutOfRange) {
+		return c.askFromStart(ctx, a)
 	}
 	if err != nil {
-		return from, err
+		return a.next, err
 	}
+	from := a.next
 	for data := fp.RecordBatches; ; {
 		b, rest, err := record.Next(data)
 		if err != nil {
 			return from, nil // the usual cut at the end of an answer; an answer without one whole batch is the end
 		}
-		if b.ProducerID() == producer && b.BaseSequence() >= 0 && !b.IsControl() {
-			a.found, a.epoch, a.end = true, b.ProducerEpoch(), b.NextOffset()
+		if a.producers[b.ProducerID()] && b.BaseSequence() >= 0 && !b.IsControl() {
+			a.found, a.producer, a.epoch, a.end = true, b.ProducerID(), b.ProducerEpoch(), b.NextOffset()
 			a.sequence = addSequence(b.BaseSequence(), b.LastOffsetDelta())
 		}
 		from, data = b.NextOffset(), rest
 	}
+}
+
+// askFromStart returns where the log begins, which no longer holds a.next. Kafka does not say so in its answer to the fetch.
+func (c *cluster) askFromStart(ctx context.Context, a *asked) (int64, error) {
+	req := kmsg.NewPtrListOffsetsRequest()
+	req.ReplicaID = -1
+	rt := kmsg.NewListOffsetsRequestTopic()
+	rt.Topic = a.p.Topic
+	rp := kmsg.NewListOffsetsRequestTopicPartition()
+	rp.Partition, rp.Timestamp, rp.CurrentLeaderEpoch = a.p.Partition, -2, -1
+	rt.Partitions = append(rt.Partitions, rp)
+	req.Topics = append(req.Topics, rt)
+	resp, err := c.client.Broker(int(a.leader)).Request(ctx, req)
+	if err != nil {
+		return a.next, err
+	}
+	listed := resp.(*kmsg.ListOffsetsResponse)
+	if len(listed.Topics) != 1 || len(listed.Topics[0].Partitions) != 1 {
+		return a.next, errors.New("the list of offsets came without the partition asked for")
+	}
+	p := listed.Topics[0].Partitions[0]
+	if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+		return a.next, err
+	}
+	if p.Offset == a.next {
+		return a.next, kerr.OffsetOutOfRange // and in range: the log changed in between, try again
+	}
+	a.eaten = a.next < p.Offset
+	return p.Offset, nil
 }
 
 func fetchFrom(t target, id [16]byte, offset int64) *kmsg.FetchRequest {

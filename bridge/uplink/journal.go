@@ -14,12 +14,12 @@ import (
 	"sluice/core/vfs"
 )
 
-// The journal is one file of frames, each appended with one write:
+// The journal is one file of frames, each appended with one write and synced before the next:
 //
-//	 0        4        8                8+length
-//	+--------+--------+----------------+
-//	| length | CRC32C | CBOR of entry  |   integers little endian
-//	+--------+--------+----------------+
+//	 0        4        8                   8+length
+//	+--------+--------+-------------------+
+//	| length | CRC32C | CBOR of entries   |   integers little endian
+//	+--------+--------+-------------------+
 //
 // The first frame holds the whole state (entry.State). See FORMAT.md.
 const (
@@ -49,6 +49,10 @@ type batchPlan struct {
 	CRC        uint32  `cbor:"7,keyasint"`           // CRC32C of the records as they are sent, before compression
 	Source     *target `cbor:"8,keyasint,omitempty"` // a dead letter: the partition that refused it
 	Reason     string  `cbor:"9,keyasint,omitempty"` // a dead letter: why
+	// Order grows with every batch that is given a sequence, over all rounds: batches of a partition are sent in it. Their order in the rounds
+	// can differ, for dead letters and halves come late into old rounds.
+	Order  uint64 `cbor:"10,keyasint,omitempty"`
+	NoTime bool   `cbor:"11,keyasint,omitempty"` // a dead letter that was refused for its timestamp: it has none
 }
 
 // roundPlan is journaled and synced before any of its batches is sent. A later plan with the same id replaces it.
@@ -66,8 +70,9 @@ type partitionState struct {
 	TopicID    [16]byte `cbor:"2,keyasint"`
 	ProducerID int64    `cbor:"3,keyasint"`
 	Epoch      int16    `cbor:"4,keyasint"`
-	Sequence   int32    `cbor:"5,keyasint"` // next to be given out, after all confirmed rounds
-	Acked      int64    `cbor:"6,keyasint"` // offset in the core after the last batch answered
+	Sequence   int32    `cbor:"5,keyasint"` // next to be given out, after all batches up to Order
+	Acked      int64    `cbor:"6,keyasint"` // offset in the core below which nothing of an open round lies
+	Order      uint64   `cbor:"7,keyasint,omitempty"`
 }
 
 // confirmation ends all rounds up to and including Round.
@@ -89,7 +94,7 @@ type journalState struct {
 	Started    bool             `cbor:"8,keyasint"` // Offset is meaningful
 }
 
-// entry is one frame: exactly one field is set.
+// entry is one thing noted: exactly one field is set.
 type entry struct {
 	State        *journalState `cbor:"1,keyasint,omitempty"`
 	Round        *roundPlan    `cbor:"2,keyasint,omitempty"`
@@ -102,6 +107,7 @@ type journal struct {
 	dir    string
 	f      vfs.File
 	end    int64
+	noted  []byte // entries that go out with the next frame
 	state  journalState
 	failed error
 }
@@ -115,7 +121,10 @@ func openJournal(fsys vfs.FS, dir string) (*journal, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if err := j.replay(data); err != nil {
+	if err == nil {
+		err = j.replay(data)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	return j, j.rewrite() // a torn tail is gone for good, and the file is known to be writable
@@ -123,31 +132,51 @@ func openJournal(fsys vfs.FS, dir string) (*journal, error) {
 
 func (j *journal) path() string { return filepath.Join(j.dir, journalFile) }
 
-// replay applies every whole frame. A frame cut by a power cut can only be the last; it was never acted upon.
+// replay applies every whole frame. Only the last one can have been cut by a power cut, and then it was never acted upon. The first never is:
+// the file got its name when that was on disk.
 func (j *journal) replay(data []byte) error {
-	for offset := 0; len(data)-offset >= frameHeader; {
-		length := binary.LittleEndian.Uint32(data[offset:])
-		sum := binary.LittleEndian.Uint32(data[offset+4:])
-		if length > frameBytesMax || int(length) > len(data)-offset-frameHeader {
+	for offset := 0; offset < len(data) || offset == 0; {
+		body, torn := frameAt(data[offset:])
+		if body == nil && torn && offset > 0 {
 			return nil
 		}
-		body := data[offset+frameHeader:][:length]
-		if crc32.Checksum(body, castagnoli) != sum {
-			if offset+frameHeader+int(length) < len(data) {
-				return fmt.Errorf("%s: damaged at byte %d, not at its end; move the file away to begin anew under a new producer id (records in flight may then come twice)", j.path(), offset)
+		if body == nil {
+			return fmt.Errorf("%s: damaged at byte %d, not by a cut at its end; move the file away to begin anew under a new producer id (records in flight may then come twice)", j.path(), offset)
+		}
+		offset += frameHeader + len(body)
+		for len(body) > 0 {
+			var e entry
+			rest, err := cbor.UnmarshalFirst(body, &e)
+			if err == nil {
+				err = j.state.apply(e)
 			}
-			return nil
+			if err != nil {
+				return fmt.Errorf("%s: entry before byte %d: %w", j.path(), offset, err)
+			}
+			body = rest
 		}
-		var e entry
-		if err := cbor.Unmarshal(body, &e); err != nil {
-			return fmt.Errorf("%s: decode entry at byte %d: %w", j.path(), offset, err)
-		}
-		if err := j.state.apply(e); err != nil {
-			return fmt.Errorf("%s: entry at byte %d: %w", j.path(), offset, err)
-		}
-		offset += frameHeader + int(length)
 	}
 	return nil
+}
+
+// frameAt returns the body of the frame that data begins with; nil when it is not whole. torn tells that a cut can have done this: the frame is the
+// file's last, or of its first page nothing reached the disk.
+func frameAt(data []byte) (body []byte, torn bool) {
+	if len(data) < frameHeader {
+		return nil, true
+	}
+	length, sum := binary.LittleEndian.Uint32(data), binary.LittleEndian.Uint32(data[4:])
+	data = data[frameHeader:]
+	if length == 0 || length > frameBytesMax {
+		return nil, length == 0 && sum == 0
+	}
+	if int(length) > len(data) {
+		return nil, true
+	}
+	if crc32.Checksum(data[:length], castagnoli) != sum {
+		return nil, int(length) == len(data)
+	}
+	return data[:length], false
 }
 
 // apply adds an entry to the state.
@@ -186,31 +215,37 @@ func (s *journalState) set(p partitionState) {
 	}
 }
 
-// append writes entries in one write. With sync it returns when they are on disk; without, they will be with the next synced append.
-func (j *journal) append(sync bool, entries ...entry) error {
+// note takes entries that need not be on disk yet: they go with the next commit.
+func (j *journal) note(entries ...entry) error {
 	if j.failed != nil {
 		return j.failed
 	}
-	var buf []byte
 	for _, e := range entries {
 		if err := j.state.apply(e); err != nil {
 			panic("BUG: " + err.Error())
 		}
-		buf = appendFrame(buf, e)
+		j.noted = append(j.noted, encode(e)...)
 	}
-	if j.end+int64(len(buf)) > journalBytesMax {
+	return nil
+}
+
+// commit returns when entries, and what was noted before, are on disk: one frame, one write, one sync.
+func (j *journal) commit(entries ...entry) error {
+	if err := j.note(entries...); err != nil || len(j.noted) == 0 {
+		return err
+	}
+	frame := appendFrame(nil, j.noted)
+	if j.end+int64(len(frame)) > journalBytesMax {
 		return j.rewrite()
 	}
-	if _, err := j.f.WriteAt(buf, j.end); err != nil {
+	if _, err := j.f.WriteAt(frame, j.end); err != nil {
 		return j.fail("write", err)
-	}
-	j.end += int64(len(buf))
-	if !sync {
-		return nil
 	}
 	if err := j.f.Sync(); err != nil {
 		return j.fail("sync", err)
 	}
+	j.end += int64(len(frame))
+	j.noted = nil
 	return nil
 }
 
@@ -221,7 +256,10 @@ func (j *journal) fail(what string, err error) error {
 
 // rewrite replaces the file by one frame with the whole state, synced.
 func (j *journal) rewrite() error {
-	frame := appendFrame(nil, entry{State: &j.state})
+	frame := appendFrame(nil, encode(entry{State: &j.state}))
+	if len(frame) > frameHeader+frameBytesMax {
+		return j.fail("rewrite", fmt.Errorf("its state has %d bytes, more than can be read again", len(frame)))
+	}
 	if err := j.close(); err != nil {
 		return j.fail("close", err)
 	}
@@ -232,7 +270,7 @@ func (j *journal) rewrite() error {
 	if err != nil {
 		return j.fail("open", err)
 	}
-	j.f, j.end = f, int64(len(frame))
+	j.f, j.end, j.noted = f, int64(len(frame)), nil
 	return nil
 }
 
@@ -245,11 +283,15 @@ func (j *journal) close() error {
 	return err
 }
 
-func appendFrame(dst []byte, e entry) []byte {
+func encode(e entry) []byte {
 	body, err := cbor.Marshal(e)
 	if err != nil {
 		panic("BUG: encode journal entry: " + err.Error())
 	}
+	return body
+}
+
+func appendFrame(dst, body []byte) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(body)))
 	dst = binary.LittleEndian.AppendUint32(dst, crc32.Checksum(body, castagnoli))
 	return append(dst, body...)

@@ -37,12 +37,12 @@ func TestSequencesWrap(t *testing.T) {
 			t.Errorf("addSequence(%d, %d) = %d, want %d", c.s, c.n, got, c.want)
 		}
 	}
-	p := partition{queue: []*batch{{plan: batchPlan{Sequence: last - 1, Count: 3}}, {plan: batchPlan{Sequence: 1, Count: 2}}}}
+	p := partition{next: 3, queue: []*batch{{plan: batchPlan{Sequence: last - 1, Count: 3}}, {plan: batchPlan{Sequence: 1, Count: 2}}}}
 	for s, want := range map[int32]struct {
 		n     int
 		ahead bool
 	}{0: {1, false}, 2: {2, false}, last - 2: {0, false}, last - 100: {0, false}, 3: {0, true}, 1: {0, true}, last: {0, true}} {
-		if n, ahead := p.reached(s); n != want.n || ahead != want.ahead {
+		if n, ahead := p.reached(0, 0, s); n != want.n || ahead != want.ahead {
 			t.Errorf("reached(%d) = %d, %v; want %d, %v", s, n, ahead, want.n, want.ahead)
 		}
 	}
@@ -64,7 +64,7 @@ func TestJournalCutAnywhere(t *testing.T) {
 	ends := []int{0}
 	states := []journalState{{Version: journalVersion, ProducerID: -1}}
 	for _, e := range someEntries() {
-		data = appendFrame(data, e)
+		data = appendFrame(data, encode(e))
 		ends = append(ends, len(data))
 		s := states[len(states)-1]
 		s.Rounds, s.Partitions = append([]roundPlan(nil), s.Rounds...), append([]partitionState(nil), s.Partitions...)
@@ -79,11 +79,20 @@ func TestJournalCutAnywhere(t *testing.T) {
 			whole++
 		}
 		j := &journal{state: journalState{Version: journalVersion, ProducerID: -1}}
-		if err := j.replay(data[:cut]); err != nil {
+		err := j.replay(data[:cut])
+		if damaged := cut < ends[1]; damaged != (err != nil) {
 			t.Fatalf("cut at %d: %v", cut, err)
 		}
 		if diff := cmp.Diff(fmt.Sprintf("%+v", states[whole]), fmt.Sprintf("%+v", j.state)); diff != "" {
 			t.Fatalf("cut at %d: %s", cut, diff)
+		}
+	}
+	for end := ends[1]; end < ends[2]; end++ { // the size was on disk before the data was
+		if end > ends[1] && end < ends[1]+frameHeader {
+			continue
+		}
+		if err := (&journal{}).replay(append(data[:end:end], make([]byte, ends[2]-end)...)); err != nil {
+			t.Errorf("zeros from byte %d on: %v", end, err)
 		}
 	}
 	damaged := append([]byte(nil), data...)
@@ -94,7 +103,7 @@ func TestJournalCutAnywhere(t *testing.T) {
 }
 
 func TestJournalRefusesNewer(t *testing.T) {
-	data := appendFrame(nil, entry{State: &journalState{Version: journalVersion + 1}})
+	data := appendFrame(nil, encode(entry{State: &journalState{Version: journalVersion + 1}}))
 	if err := (&journal{}).replay(data); err == nil || !strings.Contains(err.Error(), "newer release") {
 		t.Errorf("error %v", err)
 	}
@@ -108,7 +117,7 @@ func TestJournalSurvivesItsRewriting(t *testing.T) {
 	}
 	j.end = journalBytesMax // as if it had grown
 	for _, e := range someEntries() {
-		if err := j.append(true, e); err != nil {
+		if err := j.commit(e); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -125,7 +134,7 @@ func TestJournalSurvivesItsRewriting(t *testing.T) {
 func FuzzJournal(f *testing.F) {
 	var data []byte
 	for _, e := range someEntries() {
-		data = appendFrame(data, e)
+		data = appendFrame(data, encode(e))
 	}
 	f.Add(data)
 	f.Add(binary.LittleEndian.AppendUint32(nil, 1<<31))

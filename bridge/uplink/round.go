@@ -19,6 +19,9 @@ const HeaderTo = "sluice.to"
 // deadLetterValueMax cuts the value of a dead letter, so that what was refused for its size is not refused again.
 const deadLetterValueMax = 256 << 10
 
+// noTimestamp is what a record has that has no time (Kafka's NO_TIMESTAMP): no rule of a topic about timestamps refuses it.
+const noTimestamp = -1
+
 // partition is the loop's view of one partition of the cluster.
 type partition struct {
 	target
@@ -26,16 +29,18 @@ type partition struct {
 	leader     int32    // -1 = not known
 	producerID int64
 	epoch      int16
-	next       int32 // sequence for the next record that is cut
-	acked      int64 // core offset after the last batch answered
+	next       int32  // sequence for the next record that is cut
+	order      uint64 // of the journal's state, while the open rounds are made again: batches up to it count in next
+	acked      int64  // core offset after the last batch answered
 	queue      []*batch
 	inFlight   bool
 	tries      int
 	notBefore  time.Time
 	answered   time.Time
-	ask        bool // look into the log for what is there already, before anything is sent
-	stateLost  bool // the broker does not know our sequences: begin a new epoch after asking
-	fenced     bool // somebody else writes under our producer id: take a new one after asking
+	ask        bool      // look into the log for what is there already, before anything is sent
+	stateLost  bool      // the broker does not know our sequences: begin a new epoch after asking
+	fenced     bool      // somebody else writes under our producer id: take a new one after asking
+	gone       time.Time // since when the cluster shows fewer partitions
 }
 
 // batch is one produce batch of an open round.
@@ -44,6 +49,8 @@ type batch struct {
 	round *round
 	wire  record.Batch
 	done  bool
+	from  int64 // done: what the partition's acked was before
+	doubt bool  // it was sent and may have arrived: the answer was lost, or the process ended
 }
 
 func (b *batch) lastSequence() int32 { return addSequence(b.plan.Sequence, b.plan.Count-1) }
@@ -165,18 +172,17 @@ func plan(s span, id uint64, deadLetter string, partitions func(topic string) in
 	for _, t := range order {
 		b := batchPlan{Target: t, Count: counts[t]}
 		if t.Partition < 0 {
-			p.Partitions[deadLetter] = partitions(deadLetter)
-			b = deadLetterPlan(&p, deadLetter, t, 0, counts[t], "the topic cannot be created")
+			b = batchPlan{Source: &t, Count: counts[t], Reason: "the topic cannot be created"}
+			b.Target = deadLetterOf(deadLetter, partitions(deadLetter), t)
 		}
 		p.Batches = append(p.Batches, b)
 	}
 	return p, err
 }
 
-// deadLetterPlan sends count records that were meant for source to the dead-letter topic. p.Partitions must know that topic.
-func deadLetterPlan(p *roundPlan, topic string, source target, first, count int32, reason string) batchPlan {
-	to := target{topic, partitionOf([]byte(source.Topic), 0, max(1, p.Partitions[topic]))}
-	return batchPlan{Target: to, First: first, Count: count, Source: &source, Reason: reason}
+// deadLetterOf is the partition of the dead-letter topic, which has count of them, for what was meant for source.
+func deadLetterOf(topic string, count int32, source target) target {
+	return target{topic, partitionOf([]byte(source.Topic), 0, count)}
 }
 
 // build makes the batches of a plan from its span: a pure function of both. The checksums in the plan are not looked at; they are
@@ -208,12 +214,12 @@ func build(s span, p *roundPlan, codec record.Codec) ([]record.Batch, []uint32, 
 			if index < b.First || index >= b.First+b.Count {
 				continue
 			}
-			out := r
+			out, at := r, timestamp
 			if b.Source != nil {
-				out = asDeadLetter(r, b)
+				out, at = asDeadLetter(r, timestamp, b)
 			}
-			builders[i].Add(timestamp, out.Key, out.Value, out.Headers)
-			sums[i], scratch = checksum(sums[i], scratch, timestamp, out)
+			builders[i].Add(at, out.Key, out.Value, out.Headers)
+			sums[i], scratch = checksum(sums[i], scratch, at, out)
 		}
 		return nil
 	})
@@ -231,8 +237,8 @@ func build(s span, p *roundPlan, codec record.Codec) ([]record.Batch, []uint32, 
 	return batches, sums, nil
 }
 
-// asDeadLetter adds where r was meant to go and why it did not.
-func asDeadLetter(r record.Record, b *batchPlan) record.Record {
+// asDeadLetter adds where r was meant to go and why it did not, and returns the timestamp it goes with.
+func asDeadLetter(r record.Record, timestamp int64, b *batchPlan) (record.Record, int64) {
 	headers := append([]record.Header(nil), r.Headers...)
 	headers = append(headers,
 		record.Header{Key: "sluice.error", Value: []byte(b.Reason)},
@@ -242,8 +248,12 @@ func asDeadLetter(r record.Record, b *batchPlan) record.Record {
 		headers = append(headers, record.Header{Key: "sluice.value.bytes", Value: strconv.AppendInt(nil, int64(len(r.Value)), 10)})
 		r.Value = r.Value[:deadLetterValueMax]
 	}
+	if b.NoTime {
+		headers = append(headers, record.Header{Key: "sluice.timestamp", Value: strconv.AppendInt(nil, timestamp, 10)})
+		timestamp = noTimestamp
+	}
 	r.Headers = headers
-	return r
+	return r, timestamp
 }
 
 // checksum extends crc by one record, fields with their lengths; scratch is reused.

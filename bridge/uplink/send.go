@@ -16,6 +16,8 @@ const (
 	idleWait = time.Second
 	// fullCut: with so many records waiting a round is cut without lingering.
 	fullCut = 2000
+	// corruptTries: a checksum that does not fit can be the way's fault, so a batch is sent again before it counts as refused.
+	corruptTries = 3
 )
 
 // cut turns what is synced into open rounds, as many as the bound allows. Every new plan is journaled, in one sync, before dispatch sees it.
@@ -30,22 +32,28 @@ func (u *Uplink) cut() error {
 			break
 		}
 		u.rounds = append(u.rounds, r)
-		u.hold()
 		plans = append(plans, entry{Round: &r.plan})
 	}
+	u.hold()
 	if len(plans) == 0 {
 		return nil
 	}
 	u.m.rounds.Add(len(plans))
-	if err := u.journal.append(true, plans...); err != nil {
+	if err := u.journal.commit(plans...); err != nil {
 		return err
 	}
 	u.confirmSynced()
-	return nil
+	return u.confirm() // a round of nothing but the gateway's own records is complete
 }
 
 // cutOne cuts the next round, or returns nil when there is nothing to cut yet.
 func (u *Uplink) cutOne() (*round, error) {
+	if u.blocked {
+		return nil, nil
+	}
+	if len(u.rounds) == 0 && u.unsynced.IsZero() {
+		u.buffer.Hold(u.cutAt) // before it is read
+	}
 	if start := u.buffer.Log().Start(); u.cutAt < start {
 		u.alarm(fmt.Sprintf("the buffer dropped offsets %d to %d before they were forwarded", u.cutAt, start-1))
 		u.m.dropped.Add(int(start - u.cutAt))
@@ -67,8 +75,12 @@ func (u *Uplink) cutOne() (*round, error) {
 		return nil, err
 	}
 	p, err := plan(s, u.roundID+1, u.o.DeadLetter, u.partitionCount)
-	if err != nil || p.To == p.From {
+	if err != nil {
 		return nil, err
+	}
+	if p.To == p.From {
+		u.blocked = true
+		return nil, nil
 	}
 	return u.openRound(s, p)
 }
@@ -103,7 +115,8 @@ func (u *Uplink) openRound(s span, p roundPlan) (*round, error) {
 // number gives a batch its producer and sequence.
 func (u *Uplink) number(b *batchPlan) {
 	p := u.partition(b.Target)
-	b.ProducerID, b.Epoch, b.Sequence = p.producerID, p.epoch, p.next
+	u.order++
+	b.ProducerID, b.Epoch, b.Sequence, b.Order = p.producerID, p.epoch, p.next, u.order
 	p.next = addSequence(p.next, b.Count)
 }
 
@@ -140,19 +153,21 @@ func (u *Uplink) fill(r *round, s span) error {
 }
 
 // dispatch starts what can be started and returns how long until something more can, if nothing happens before.
-func (u *Uplink) dispatch() time.Duration {
+func (u *Uplink) dispatch() (time.Duration, error) {
 	now := time.Now()
 	wait := idleWait
-	if !u.lingering.IsZero() && len(u.rounds) < openRoundsMax {
+	if !u.lingering.IsZero() && !u.blocked && len(u.rounds) < openRoundsMax {
 		wait = min(wait, max(time.Millisecond, u.lingering.Add(u.o.Linger).Sub(now)))
 	}
 	wait = min(wait, u.dispatchMetadata(now))
-	u.syncConfirmed(now)
+	if err := u.syncConfirmed(now); err != nil {
+		return 0, err
+	}
 	if !open(u.o.Windows, now) {
-		return wait
+		return wait, nil
 	}
 	if w := u.limit.wait(now); w > 0 {
-		return min(wait, w)
+		return min(wait, w), nil
 	}
 	byLeader := map[int32][]*partition{}
 	sizes := map[int32]int{}
@@ -164,6 +179,13 @@ func (u *Uplink) dispatch() time.Duration {
 			wait = min(wait, d)
 			continue
 		}
+		if u.lost(p, now) {
+			if err := u.bury(p); err != nil {
+				return 0, err
+			}
+			wait = time.Millisecond
+			continue
+		}
 		u.collect(p, now, byLeader, sizes)
 	}
 	for leader, parts := range byLeader {
@@ -172,7 +194,7 @@ func (u *Uplink) dispatch() time.Duration {
 		u.m.requests.Inc()
 		u.cluster.produce(leader, parts)
 	}
-	return wait
+	return wait, nil
 }
 
 // collect adds p's first batch to its leader's request, or asks the log first.
@@ -219,8 +241,8 @@ func (e produced) apply(u *Uplink) error {
 	results := map[target]*kmsg.ProduceResponseTopicPartition{}
 	if e.err == nil {
 		names := map[[16]byte]string{}
-		for _, p := range e.parts {
-			names[p.id] = p.Topic
+		for i, p := range e.parts {
+			names[e.ids[i]] = p.Topic
 		}
 		for i := range e.resp.Topics {
 			t := &e.resp.Topics[i]
@@ -241,10 +263,13 @@ func (e produced) apply(u *Uplink) error {
 		r := results[p.target]
 		switch {
 		case e.err != nil:
-			u.retry(p, e.err)
+			u.unanswered(p, e.err)
 		case r == nil:
-			u.retry(p, errors.New("the answer does not name the partition"))
+			u.unanswered(p, errors.New("the answer does not name the partition"))
 		default:
+			if e.ids[i] != p.id {
+				r.BaseOffset = noOffset
+			}
 			if err := u.answered(p, r); err != nil {
 				return err
 			}
@@ -253,13 +278,26 @@ func (e produced) apply(u *Uplink) error {
 	return nil
 }
 
+// noOffset is Kafka's base offset of an answer that has none, and ours of one that a topic gave which has been deleted since.
+const noOffset = -1
+
+// unanswered notes that p's first batch may have arrived nevertheless, and puts p back for a while.
+func (u *Uplink) unanswered(p *partition, err error) {
+	p.queue[0].doubt = true
+	u.retry(p, err)
+}
+
 // answered acts on what the cluster says of p's first batch.
 func (u *Uplink) answered(p *partition, r *kmsg.ProduceResponseTopicPartition) error {
 	p.answered = time.Now()
 	err := kerr.ErrorForCode(r.ErrorCode)
 	switch err {
 	case nil:
-		u.done(p, r.BaseOffset+int64(p.queue[0].plan.Count))
+		if r.BaseOffset == noOffset {
+			u.done(p, p.acked)
+		} else {
+			u.done(p, r.BaseOffset+int64(p.queue[0].plan.Count))
+		}
 	case kerr.DuplicateSequenceNumber:
 		u.m.duplicates.Inc()
 		u.done(p, p.acked)
@@ -269,10 +307,15 @@ func (u *Uplink) answered(p *partition, r *kmsg.ProduceResponseTopicPartition) e
 	case kerr.InvalidProducerEpoch, kerr.ProducerFenced:
 		p.ask, p.fenced = true, true
 		u.retry(p, err)
-	case kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp, kerr.CorruptMessage:
+	case kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp:
 		return u.refused(p, r, err)
-	default:
+	case kerr.CorruptMessage:
+		if p.tries >= corruptTries {
+			return u.refused(p, r, err)
+		}
 		u.retry(p, err)
+	default: // some of them mean that it is not known whether the batch will be committed
+		u.unanswered(p, err)
 	}
 	return nil
 }
@@ -293,8 +336,8 @@ func (u *Uplink) retry(p *partition, err error) {
 func (u *Uplink) done(p *partition, end int64) {
 	b := p.queue[0]
 	p.queue = slices.Delete(p.queue, 0, 1)
+	b.done, b.from = true, p.acked
 	p.acked, p.tries, p.notBefore = max(p.acked, end), 0, time.Time{}
-	b.done = true
 	b.round.left--
 	u.m.records.Add(int(b.plan.Count))
 	u.m.bytes.Add(len(b.wire))
@@ -319,43 +362,62 @@ func (u *Uplink) confirm() error {
 	if c == nil {
 		return nil
 	}
-	u.hold()
+	lookFrom := u.lookFrom()
 	for t := range touched {
 		p := u.parts[t]
-		s := partitionState{Target: t, TopicID: p.id, ProducerID: p.producerID, Epoch: p.epoch, Sequence: p.next, Acked: p.acked}
-		if len(p.queue) > 0 {
-			s.Sequence = p.queue[0].plan.Sequence
+		s := partitionState{Target: t, TopicID: p.id, ProducerID: p.producerID, Epoch: p.epoch, Sequence: p.next, Acked: p.acked, Order: u.order}
+		if from, ok := lookFrom[t]; ok {
+			s.Acked = min(s.Acked, from)
 		}
 		c.Partitions = append(c.Partitions, s)
 	}
 	if u.unsynced.IsZero() {
 		u.unsynced = time.Now()
 	}
-	return u.journal.append(false, entry{Confirmation: c})
+	return u.journal.note(entry{Confirmation: c})
 }
 
-// hold tells the buffer which records open rounds still need.
-func (u *Uplink) hold() {
-	if len(u.rounds) == 0 {
-		u.buffer.Hold(-1)
-		return
+// lookFrom is, by partition, where the batches of open rounds begin that are in the core already: after a crash they are looked for again.
+func (u *Uplink) lookFrom() map[target]int64 {
+	from := map[target]int64{}
+	for _, r := range u.rounds {
+		for _, b := range r.batches {
+			if at, ok := from[b.plan.Target]; b.done && (!ok || b.from < at) {
+				from[b.plan.Target] = b.from
+			}
+		}
 	}
-	u.buffer.Hold(u.rounds[0].plan.From)
+	return from
+}
+
+// hold tells the buffer which records open rounds still need. While a confirmation is not on disk its rounds would be open after a crash, so what
+// is held stays.
+func (u *Uplink) hold() {
+	switch {
+	case !u.unsynced.IsZero():
+	case len(u.rounds) > 0:
+		u.buffer.Hold(u.rounds[0].plan.From)
+	default:
+		u.buffer.Hold(-1)
+	}
 }
 
 // syncConfirmed makes a confirmation durable that no round has carried to disk for a while.
-func (u *Uplink) syncConfirmed(now time.Time) {
+func (u *Uplink) syncConfirmed(now time.Time) error {
 	if u.unsynced.IsZero() || now.Sub(u.unsynced) < idleWait/2 {
-		return
+		return nil
 	}
-	if err := u.journal.append(true); err == nil { // an error is latched: the next cut returns it
-		u.confirmSynced()
+	if err := u.journal.commit(); err != nil {
+		return err
 	}
+	u.confirmSynced()
+	return nil
 }
 
 // confirmSynced tells the buffer what the journal now has on disk.
 func (u *Uplink) confirmSynced() {
 	u.unsynced = time.Time{}
+	u.hold()
 	if u.journal.state.Started {
 		u.buffer.Confirm(u.journal.state.Offset)
 	}
@@ -380,5 +442,11 @@ func (u *Uplink) identify(ctx context.Context) error {
 		}
 	}
 	s.MachineID = u.o.MachineID
-	return u.journal.rewrite()
+	if err := u.journal.rewrite(); err != nil {
+		return err
+	}
+	if s.Started {
+		u.buffer.Confirm(s.Offset) // it does not remember
+	}
+	return nil
 }

@@ -118,6 +118,9 @@ type Uplink struct {
 	rounds    []*round // open, oldest first
 	cutAt     int64    // the next buffer offset to cut
 	roundID   uint64
+	order     uint64         // the last one given to a batch
+	cloned    bool           // the journal was written on another machine
+	blocked   bool           // what is next to be cut is for a topic of which nothing is known yet
 	busy      map[int32]bool // leaders with a request under way
 	events    chan event
 	metaAt    time.Time // not before: the next metadata refresh
@@ -161,13 +164,13 @@ func (u *Uplink) Run(ctx context.Context) error {
 	var requests sync.WaitGroup
 	defer requests.Wait() // they end with ctx
 	defer cancel()
+	defer u.journal.close()
 	var err error
 	if u.cluster, err = openCluster(u.o); err != nil {
 		return err
 	}
 	u.cluster.ctx, u.cluster.requests, u.cluster.events = ctx, &requests, u.events
 	defer u.cluster.close()
-	defer u.journal.close()
 	if err := u.identify(ctx); err != nil {
 		return endOf(ctx, err)
 	}
@@ -175,7 +178,8 @@ func (u *Uplink) Run(ctx context.Context) error {
 		u.alarm(err.Error())
 		return err
 	}
-	return endOf(ctx, u.loop(ctx))
+	err = u.loop(ctx)
+	return endOf(ctx, errors.Join(err, u.journal.commit())) // what is confirmed need not be looked for at the next start
 }
 
 func endOf(ctx context.Context, err error) error {
@@ -193,7 +197,11 @@ func (u *Uplink) loop(ctx context.Context) error {
 		if err := u.cut(); err != nil {
 			return err
 		}
-		timer.Reset(u.dispatch())
+		wait, err := u.dispatch()
+		if err != nil {
+			return err
+		}
+		timer.Reset(wait)
 		u.publish()
 		select {
 		case <-ctx.Done():
