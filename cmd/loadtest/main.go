@@ -228,11 +228,12 @@ func verifyCommand(o *common) *cobra.Command {
 			if v.Rate == 0 {
 				v.Rate = 1000
 			}
+			if v.Gateway != "" && !c.Flags().Changed("topic") {
+				v.Topic = "mqtt"
+			}
 			run := v.Run
 			if check != "" {
 				run = func(ctx context.Context) (loadtest.VerifyResult, error) { return v.Check(ctx, check) }
-			} else if v.Gateway != "" && !c.Flags().Changed("topic") {
-				v.Topic = "mqtt"
 			}
 			r, err := run(c.Context())
 			if err != nil {
