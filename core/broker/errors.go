@@ -68,7 +68,7 @@ var errorTable = []struct {
 	{partition.ErrClosed, codeNotLeaderOrFollower},
 	{partition.ErrStopped, codeStorageError},
 	{commitlog.ErrOutOfRange, codeOffsetOutOfRange},
-	{commitlog.ErrMissing, codeStorageError},
+	{commitlog.ErrMissing, codeOffsetNotAvailable}, // this replica is still fetching it from a peer
 	{commitlog.ErrCorrupt, codeStorageError},
 	{commitlog.ErrClosed, codeNotLeaderOrFollower},
 	{record.ErrCorrupt, codeCorruptMessage},
