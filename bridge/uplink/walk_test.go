@@ -37,7 +37,7 @@ func (r *remote) produce(b record.Batch) (base int64, err *kerr.Error) {
 			return -1, kerr.OutOfOrderSequenceNumber
 		}
 	case known && *r.last == seq:
-		return r.end - 1, nil
+		return r.end - int64(b.LastOffsetDelta()) - 1, nil
 	case known && seq[0] != addSequence(r.last[1], 1):
 		return -1, kerr.OutOfOrderSequenceNumber
 	}
@@ -176,6 +176,7 @@ func (w *walk) trim() {
 // finish delivers all that is left and looks at what arrived.
 func (w *walk) finish() {
 	for {
+		w.must(w.u.confirm())
 		w.cut()
 		busy := w.busy()
 		if len(busy) == 0 {
@@ -184,7 +185,6 @@ func (w *walk) finish() {
 		for _, p := range busy {
 			w.step(p, false)
 		}
-		w.must(w.u.confirm())
 	}
 	if a := w.u.Status().Alarm; a != "" {
 		w.t.Errorf("alarm: %s", a)
@@ -275,4 +275,93 @@ func TestLateDeadLetterIsConfirmedBeforeOlderSequences(t *testing.T) {
 	w.buffer.add(message{"mqtt", there, "3"})
 	w.next = 4
 	w.finish()
+}
+
+// New in a box that never saw the cluster: rounds of the gateway's own records alone must not stand in the way of what follows.
+func TestOwnRecordsAloneAreConfirmed(t *testing.T) {
+	w := &walk{t: t, fs: vfs.NewMem(), remotes: map[target]*remote{}}
+	w.must(w.fs.MkdirAll("/buffer"))
+	w.open(t)
+	for range 2 * openRoundsMax {
+		w.buffer.add(message{"", "own", "session"})
+		w.cut()
+	}
+	w.must(w.u.syncConfirmed(time.Now().Add(time.Hour)))
+	if len(w.u.rounds) != 0 || w.buffer.confirmed != w.buffer.log.End() {
+		t.Errorf("%d rounds are open, confirmed up to %d of %d", len(w.u.rounds), w.buffer.confirmed, w.buffer.log.End())
+	}
+}
+
+// While the cluster cannot be asked about a topic, the loop sleeps and does not read the same records again and again.
+func TestUnknownTopicDoesNotSpin(t *testing.T) {
+	w := &walk{t: t, fs: vfs.NewMem(), remotes: map[target]*remote{}}
+	w.must(w.fs.MkdirAll("/buffer"))
+	w.open(t)
+	w.buffer.add(message{"fresh", "a", "0"})
+	w.cut()
+	w.u.metaBusy = true // the question is under way
+	if wait, err := w.u.dispatch(); err != nil || wait < idleWait/2 {
+		t.Errorf("dispatch sleeps %v, %v", wait, err)
+	}
+	w.must(refreshed{resp: &kmsg.MetadataResponse{}}.apply(w.u))
+	w.u.cluster.topics["fresh"] = &topicInfo{leaders: []int32{1}}
+	if w.cut(); len(w.u.rounds) != 1 {
+		t.Errorf("%d rounds after the topic became known", len(w.u.rounds))
+	}
+}
+
+// A confirmation that is not on disk leaves its rounds open after a crash, so the buffer has to hold their records until it is.
+func TestHoldsUntilTheConfirmationIsSynced(t *testing.T) {
+	w := &walk{t: t, fs: vfs.NewMem(), remotes: map[target]*remote{}, bad: map[string]bool{}}
+	w.must(w.fs.MkdirAll("/buffer"))
+	w.open(t)
+	w.buffer.add(message{"mqtt", "a", "0"})
+	w.cut()
+	w.step(w.busy()[0], false)
+	w.must(w.u.confirm())
+	w.cut()
+	if w.buffer.held != 0 {
+		t.Errorf("held from %d on, want 0", w.buffer.held)
+	}
+	w.must(w.u.syncConfirmed(time.Now().Add(time.Hour)))
+	if w.buffer.held != -1 || w.buffer.confirmed != 1 {
+		t.Errorf("held from %d on, confirmed %d", w.buffer.held, w.buffer.confirmed)
+	}
+}
+
+// A clone takes new producer ids also for partitions that have nothing to send before its second start.
+func TestCloneIsRememberedByEveryPartition(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newBuffer(t, fs)
+	j, err := openJournal(fs, "/uplink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.state.MachineID, j.state.ProducerID = "box-1", 7
+	j.state.Partitions = []partitionState{{Target: target{"mqtt", 0}, ProducerID: 7, Sequence: 5}}
+	if err := j.rewrite(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		u, err := Open(b, Options{FS: fs, Dir: "/uplink", Brokers: []string{"none"}, MachineID: "box-2"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := u.parts[target{"mqtt", 0}]; !p.fenced || p.producerID >= 0 {
+			t.Errorf("partition %+v", p)
+		}
+		u.journal.state.MachineID = "box-2"
+		if err := u.journal.rewrite(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A record refused for its timestamp must not be refused by the dead-letter topic for the same reason.
+func TestDeadLetterWithoutTime(t *testing.T) {
+	plan := batchPlan{Source: &target{"mqtt", 1}, NoTime: true}
+	r, at := asDeadLetter(record.Record{}, 1234, &plan)
+	if last := r.Headers[len(r.Headers)-1]; at != -1 || last.Key != "sluice.timestamp" || string(last.Value) != "1234" {
+		t.Errorf("timestamp %d, headers %v", at, r.Headers)
+	}
 }

@@ -110,6 +110,7 @@ type Buffer struct {
 	confirmed atomic.Int64
 	floors    []*Floor     // set before Run
 	held      atomic.Int64 // the uplink needs what lies from here on, up to its own confirmation
+	dropping  sync.Mutex   // held changes before a segment is dropped, or after, not while
 	full      atomic.Bool
 	crowded   atomic.Bool
 	lowDisk   atomic.Bool

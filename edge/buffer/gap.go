@@ -48,6 +48,8 @@ func (b *Buffer) dropAged(ctx context.Context, now time.Time) {
 // dropFirst removes the first segment after its gap records are on disk. A crash in between leaves both the records and the
 // messages: the same gap may then be told twice, with the same offsets.
 func (b *Buffer) dropFirst(ctx context.Context, cause string) bool {
+	b.dropping.Lock()
+	defer b.dropping.Unlock()
 	segments := b.log.Segments()
 	if len(segments) < 2 || segments[0].Next > b.held.Load() || segments[0].Next > b.floor() {
 		return false

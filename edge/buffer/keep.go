@@ -38,6 +38,8 @@ func (b *Buffer) Hold(offset int64) {
 	if offset < 0 {
 		offset = noHold
 	}
+	b.dropping.Lock()
+	defer b.dropping.Unlock()
 	b.held.Store(offset)
 }
 
