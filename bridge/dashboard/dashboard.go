@@ -39,6 +39,8 @@ const (
 	clientsMax = 256
 	// frameQueue is how many frames a browser may be behind before it is cut off.
 	frameQueue = 16
+	// writeTimeout is what a browser gets to take one frame: one that stands still would keep its connection for ever.
+	writeTimeout = 20 * time.Second
 	// stopTimeout is what open streams get to end at a stop.
 	stopTimeout = 3 * time.Second
 )
@@ -91,7 +93,7 @@ func (d *Dashboard) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.consume(ctx) })
 	g.Go(func() error { return d.hub.run(ctx, d.model) })
-	g.Go(func() error { return server.Serve(d.listener) })
+	g.Go(func() error { return server.Serve(patient{d.listener}) })
 	g.Go(func() error {
 		<-ctx.Done()
 		stop, cancel := context.WithTimeout(context.Background(), stopTimeout)
@@ -148,6 +150,26 @@ func (d *Dashboard) take(r *kgo.Record) {
 	for _, x := range readings {
 		d.model.add(x)
 	}
+}
+
+// patient gives each write of its connections a time of its own: the server's limit would be one for a whole stream.
+type patient struct{ net.Listener }
+
+func (p patient) Accept() (net.Conn, error) {
+	c, err := p.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return patientConn{c}, nil
+}
+
+type patientConn struct{ net.Conn }
+
+func (c patientConn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
 }
 
 // quiet drops fasthttp's own log lines: they tell of strangers' broken connections, one by one.
