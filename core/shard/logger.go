@@ -3,6 +3,9 @@ package shard
 import (
 	"context"
 	"log/slog"
+	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,10 +40,19 @@ func (l *raftLogger) put(level slog.Level, msg string, args []any) {
 	if !l.to.Enabled(context.Background(), level) {
 		return
 	}
-	if level > slog.LevelDebug && !l.recent.first(msg) {
+	if level > slog.LevelDebug && (ofAStop(args) || !l.recent.first(msg)) {
 		level = slog.LevelDebug
 	}
 	l.to.Log(context.Background(), level, msg, args...)
+}
+
+// ofAStop tells whether a message is about an end that somebody wanted: this side has closed the connection, or the replica on the other one says that
+// it stops. Texts are compared because the library and the wire keep no more of an error.
+func ofAStop(args []any) bool {
+	return slices.ContainsFunc(args, func(arg any) bool {
+		err, ok := arg.(error)
+		return ok && (strings.Contains(err.Error(), net.ErrClosed.Error()) || strings.Contains(err.Error(), errStopping.Error()))
+	})
 }
 
 func (r *recentMessages) first(msg string) bool {
