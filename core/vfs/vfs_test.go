@@ -151,7 +151,11 @@ func checkLock(t *testing.T, fsys FS, in func(string) string) {
 	lock, err = fsys.Lock(in("lock"))
 	must(t, err)
 	must(t, lock.Close())
-	if n, err := fsys.Free(in("")); err != nil || n == 0 {
+	free, err := fsys.Free(in(""))
+	if err != nil || free == 0 {
+		t.Fatal(free, err)
+	}
+	if n, err := Size(NewFault(fsys), in("")); err != nil || n < free>>1 {
 		t.Fatal(n, err)
 	}
 }
