@@ -183,7 +183,10 @@ func TestFollowerFetch(t *testing.T) {
 	}
 	near := dialRaw(t, c.node(follower).kafka)
 	req.MaxWaitMillis = 10_000
-	p = near.fetch(req)
+	// In sync means that the follower has the entries; that they are committed it may hear a moment later, the partition's creation included.
+	for p = near.fetch(req); p.ErrorCode == codeNotLeaderOrFollower && time.Now().Before(deadline); {
+		p = near.fetch(req)
+	}
 	if b, _, err := record.Next(p.RecordBatches); err != nil || b.Count() != 1 {
 		t.Errorf("the follower answered %+v: %v", p, err)
 	}
