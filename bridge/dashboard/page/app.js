@@ -1,5 +1,5 @@
 "use strict";
-const historyMs = 5 * 60 * 1000, feedRows = 60, freshRows = 24, freshMs = 5 * 60 * 1000, quietMs = 10000;
+const historyMs = 5 * 60 * 1000, feedRows = 60, freshRows = 24, freshMax = 500, freshMs = 5 * 60 * 1000, quietMs = 10000;
 const kindOrder = ["temperature", "air_quality", "traffic", "noise", "parking", "lighting"];
 const byId = (id) => document.getElementById(id);
 const svgNamespace = "http://www.w3.org/2000/svg";
@@ -74,8 +74,10 @@ function addReading(r, whole) {
   if (feed.length > 4000) feed.length = 2000;
   if (whole) return;
   const c = card(r.z), known = c.fresh.find((d) => d.k === r.k && d.d === r.d);
-  if (known) known.latest = r;
-  else if (r.f) c.fresh = [{ k: r.k, d: r.d, since: Date.now(), latest: r }, ...c.fresh].slice(0, freshRows);
+  if (!known && !r.f) return;
+  // Whoever spoke last comes first: in a city that has just begun everybody is new.
+  const entry = { k: r.k, d: r.d, since: known ? known.since : Date.now(), latest: r };
+  c.fresh = [entry, ...c.fresh.filter((d) => d !== known)].slice(0, freshMax);
 }
 
 function card(zone) {
@@ -163,7 +165,7 @@ function drawPath(r, points) {
 function drawFresh(c) {
   c.fresh = c.fresh.filter((d) => Date.now() - d.since < freshMs);
   c.freshList.hidden = !c.fresh.length;
-  const items = c.fresh.map((d) => {
+  const items = c.fresh.slice(0, freshRows).map((d) => {
     const li = element("li");
     li.append(element("b", "", d.d), ` ${kindName(d.k)} `, element("span", "number", quantity(d.latest.v, d.latest.u)));
     return li;
