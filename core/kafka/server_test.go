@@ -514,6 +514,7 @@ func TestClientLeavesWhileAReplyIsAwaited(t *testing.T) {
 		if err := <-send(c, frameOf(metadataRequest("t"), 1)); err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait() // the reply is awaited now
 		c.Close()
 		<-ended
 		synctest.Wait()
