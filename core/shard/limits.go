@@ -30,6 +30,9 @@ const (
 	// maxInFlightBytes of proposals may wait for their commit in one group: what two seconds of a
 	// slow disk would take, and all that a leader can have written that is never committed.
 	maxInFlightBytes = 64 << 20
+	// ReplicaInFlightBytes is the most that a replica still writes after its leader has taken the last proposal: all that may be in
+	// flight, once in the log and once where it is applied, and the log's next file.
+	ReplicaInFlightBytes = 2*maxInFlightBytes + 32<<20
 	// maxInFlightEntries bounds the futures that wait in one group.
 	maxInFlightEntries = 8192
 	// maxCheckpointBytes is what a follower accepts as a checkpoint: it names segments, a few

@@ -139,6 +139,12 @@ func (q *proposals) inFlight() (count int, bytes int64) {
 	return q.count, q.bytes
 }
 
+// InFlightBytes are those of this replica's proposals that wait for their commit.
+func (g *Group) InFlightBytes() int64 {
+	_, bytes := g.queue.inFlight()
+	return bytes
+}
+
 // Wait implements Future.
 func (p *proposal) Wait(ctx context.Context) (any, error) {
 	select {
