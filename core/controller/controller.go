@@ -64,6 +64,9 @@ type Options struct {
 	CheckpointBytes int64
 	// RetentionInterval and PreferredDelay: zero means the defaults above.
 	RetentionInterval, PreferredDelay time.Duration
+	// ReserveBytes of the disk stay free: with less, no records are taken for the shards that this node votes in. Zero means 1 GiB or a
+	// twentieth of the disk, whichever is less, but at least what the node's replicas may have in flight.
+	ReserveBytes int64
 	// Files bounds the open segment files of the node; nil means commitlog's own bound.
 	Files *commitlog.Files
 	// Logger gets what a person should know; nil discards it.
@@ -81,6 +84,7 @@ type Controller struct {
 	pool    *pool
 	lead    *lead
 	members *members
+	disks   *disks
 	metrics *controllerMetrics
 
 	metadata atomic.Pointer[shard.Group]
@@ -146,6 +150,8 @@ func (c *Controller) open() error {
 	}
 	c.replicas.Store(&map[meta.ShardID]*replica{})
 	c.pool, c.lead, c.members = newPool(c.node), newLead(c), newMembers(c)
+	c.disks = newDisks(c)
+	c.disks.look()
 	c.metrics = newControllerMetrics(c)
 	c.node.Handle(kindControl, c.serveControl)
 	c.node.Handle(kindJoin, c.serveJoin)
@@ -216,6 +222,7 @@ func (c *Controller) serve(ctx context.Context) error {
 	run, ctx := errgroup.WithContext(ctx)
 	run.Go(func() error { c.lead.run(ctx); return nil })
 	run.Go(func() error { c.members.run(ctx); return nil })
+	run.Go(func() error { c.disks.run(ctx); return nil })
 	run.Go(func() error { c.keepPeers(ctx); return nil })
 	run.Go(func() error { return c.register(ctx) })
 	run.Go(func() error { return c.watchMetadata(ctx, g) })

@@ -13,6 +13,7 @@ import (
 type pingAnswer struct {
 	Server  meta.Server `cbor:"1,keyasint"`
 	Leaving bool        `cbor:"2,keyasint,omitempty"`
+	Disk    *DiskState  `cbor:"3,keyasint,omitempty"`
 }
 
 // awaitRequest asks a node to wait until it has applied Index and knows a leader of each shard, in
@@ -43,7 +44,7 @@ func (c *Controller) serveControl(ctx context.Context, _ meta.NodeID, conn net.C
 func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error) {
 	switch r.Op {
 	case opPing:
-		return &pingAnswer{Server: c.id.server(), Leaving: c.leaving.Load()}, nil
+		return &pingAnswer{Server: c.id.server(), Leaving: c.leaving.Load(), Disk: c.disks.own()}, nil
 	case opIndex:
 		return c.lead.readIndex(ctx)
 	case opAwait:

@@ -36,6 +36,18 @@ func newControllerMetrics(c *Controller) *controllerMetrics {
 	gauge("under_replicated_partitions", underReplicated)
 	gauge("metadata_index", func(i *meta.Image) int { return int(i.Index()) })
 	gauge("leader", func(*meta.Image) int { return boolToInt(c.leads()) })
+	disk := func(name string, f func(*DiskState) float64) {
+		s.NewGauge("sluice_controller_"+name, func() float64 {
+			if own := c.disks.own(); own != nil {
+				return f(own)
+			}
+			return 0
+		})
+	}
+	disk("free_bytes", func(d *DiskState) float64 { return float64(d.FreeBytes) })
+	disk("reserve_bytes", func(d *DiskState) float64 { return float64(d.ReserveBytes) })
+	disk("low_disk", func(d *DiskState) float64 { return float64(boolRank(d.Low)) })
+	s.NewGauge("sluice_controller_low_disks", func() float64 { return float64(c.disks.count()) })
 	s.NewGauge("sluice_controller_commands_applied", func() float64 { return float64(c.machine.applied.Load()) })
 	return m
 }
@@ -91,6 +103,7 @@ type Status struct {
 	Partitions  int
 	Ready       bool
 	Nodes       []meta.Node
+	Disks       []NodeDisk
 	Shards      []ShardStatus
 	Metadata    any
 }
@@ -117,6 +130,7 @@ func (c *Controller) Status() any {
 	if leader, ok := c.Leader(); ok {
 		s.Leader = leader
 	}
+	s.Disks = c.disks.all()
 	select {
 	case <-c.ready:
 		s.Ready = true
