@@ -45,6 +45,7 @@ type produce struct {
 	order   []*shardEntry
 	waits   []produceWait
 	synced  map[meta.ShardID]int // members in sync, as asked once per request
+	asked   int64                // bytes that the disks were asked for
 }
 
 // shardEntry collects the batches of one request that go into one entry.
@@ -72,6 +73,7 @@ func (b *Broker) handleProduce(_ context.Context, r *kafka.Request) kafka.Reply 
 		b: b, req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: time.Now().UnixMilli(),
 		resp: kmsg.NewPtrProduceResponse(), groups: make(map[meta.ShardID]*shardEntry),
 	}
+	defer func() { b.ctl.Admitted(p.asked) }()
 	p.collect()
 	p.proposeAll()
 	if p.req.Acks == 0 {
@@ -135,6 +137,10 @@ func (p *produce) partition(topic *meta.Topic, records []byte, i, j int) {
 	rules := batchRules{settings: settings, version: p.version, now: p.now}
 	batches, refused := rules.check(records)
 	if refused.code != codeNone {
+		p.fail(slot, topic, refused)
+		return
+	}
+	if refused := p.admit(id, part.Key(), batches); refused.code != codeNone {
 		p.fail(slot, topic, refused)
 		return
 	}

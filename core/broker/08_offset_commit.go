@@ -21,7 +21,7 @@ func (b *Broker) handleOffsetCommit(ctx context.Context, r *kafka.Request) kafka
 	if len(e.Offsets) == 0 {
 		return reply(resp)
 	}
-	q := b.groups().ask(ctx, req.Group, func(t group.Ticket) group.Event {
+	q := b.groups().askToKeep(ctx, req.Group, func(t group.Ticket) group.Event {
 		e.Ticket = t
 		return e
 	})

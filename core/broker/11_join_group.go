@@ -18,7 +18,7 @@ func init() { register(11, 0, 9, (*Broker).handleJoinGroup) }
 
 func (b *Broker) handleJoinGroup(ctx context.Context, r *kafka.Request) kafka.Reply {
 	req := r.Body.(*kmsg.JoinGroupRequest)
-	q := b.groups().ask(ctx, req.Group, func(t group.Ticket) group.Event { return joinEvent(t, r, req) })
+	q := b.groups().askToKeep(ctx, req.Group, func(t group.Ticket) group.Event { return joinEvent(t, r, req) })
 	return func(ctx context.Context) kafka.Response {
 		a := waitFor(ctx, q, func(code group.Code) group.JoinResponse {
 			return group.JoinResponse{Code: code, Generation: -1, MemberID: req.MemberID}

@@ -46,6 +46,7 @@ type Broker struct {
 	sessions  *sessionCache
 	settings  settingsCache
 	producers *producerIDs
+	queues    refusedBatches
 	parts     map[string]part
 	ready     chan struct{}
 }

@@ -42,6 +42,8 @@ type testNode struct {
 	kafka    string // address for clients
 	internal string // address for nodes
 	join     []string
+	fs       vfs.FS
+	reserve  int64
 
 	ctl    *controller.Controller
 	broker *Broker
@@ -52,14 +54,21 @@ type testNode struct {
 // startCluster starts n nodes in racks rack1 to rack3, ids from 1 on, and waits until all of them serve. They stop with the test.
 func startCluster(t testing.TB, n int) *testCluster {
 	t.Helper()
+	return startClusterWith(t, n, func(*testNode) {})
+}
+
+// startClusterWith is startCluster with nodes that a test has changed before they start.
+func startClusterWith(t testing.TB, n int, change func(*testNode)) *testCluster {
+	t.Helper()
 	c := &testCluster{t: t}
 	dir := t.TempDir()
 	for i := range n {
-		node := &testNode{t: t, id: meta.NodeID(i + 1), dir: filepath.Join(dir, fmt.Sprint("node", i+1)), kafka: "127.0.0.1:0", internal: "127.0.0.1:0"}
+		node := &testNode{t: t, id: meta.NodeID(i + 1), dir: filepath.Join(dir, fmt.Sprint("node", i+1)), kafka: "127.0.0.1:0", internal: "127.0.0.1:0", fs: vfs.OS}
 		if i > 0 {
 			node.join = []string{c.nodes[0].internal}
 		}
 		c.nodes = append(c.nodes, node)
+		change(node)
 		node.start()
 	}
 	t.Cleanup(c.stop)
@@ -113,7 +122,7 @@ func (n *testNode) start() {
 	addr := l.Addr().(*net.TCPAddr)
 	n.kafka = addr.String()
 	n.ctl, err = controller.Open(controller.Options{
-		FS: vfs.OS, DataDir: n.dir, Listen: n.internal, Join: n.join, Logger: log,
+		FS: n.fs, DataDir: n.dir, Listen: n.internal, Join: n.join, ReserveBytes: n.reserve, Logger: log,
 		Self: meta.Node{ID: n.id, Rack: fmt.Sprint("rack", n.id), KafkaHost: addr.IP.String(), KafkaPort: int32(addr.Port)},
 	})
 	if err != nil {

@@ -16,6 +16,7 @@ type brokerMetrics struct {
 	set                           *metrics.Set
 	producedBytes, producedBatch  *metrics.Counter
 	recompressed                  *metrics.Counter
+	refusedLowDisk                *metrics.Counter
 	fetchedBytes, fetchedEmpty    *metrics.Counter
 	sessionsOpened, sessionsEnded *metrics.Counter
 }
@@ -27,6 +28,7 @@ func newBrokerMetrics() *brokerMetrics {
 		producedBytes:  set.NewCounter("sluice_broker_produced_bytes_total"),
 		producedBatch:  set.NewCounter("sluice_broker_produced_batches_total"),
 		recompressed:   set.NewCounter("sluice_broker_recompressed_batches_total"),
+		refusedLowDisk: set.NewCounter("sluice_broker_produce_refused_low_disk_total"),
 		fetchedBytes:   set.NewCounter("sluice_broker_fetched_bytes_total"),
 		fetchedEmpty:   set.NewCounter("sluice_broker_fetches_empty_total"),
 		sessionsOpened: set.NewCounter("sluice_broker_fetch_sessions_opened_total"),
