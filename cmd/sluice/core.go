@@ -150,7 +150,7 @@ func (n *coreNode) open() error {
 		Defaults: controller.Defaults{
 			NumPartitions: c.Topics.Partitions, ReplicationFactor: c.Topics.ReplicationFactor, OffsetsPartitions: c.Topics.OffsetsPartitions,
 		},
-		Logger: n.logger.With("component", "controller"),
+		ReserveBytes: c.ReserveBytes, Logger: n.logger.With("component", "controller"),
 	})
 	if err != nil {
 		return err

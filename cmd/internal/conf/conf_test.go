@@ -46,7 +46,7 @@ func TestAGoodFileStandsOverTheDefaults(t *testing.T) {
 	want := DefaultCore()
 	want.ID, want.Rack, want.Kafka, want.Advertise = 2, "rack2", "0.0.0.0:9092", "core-2.example:9092"
 	want.Join = []string{"core-1:9093", "core-3:9093"}
-	want.Topics.Partitions = 12
+	want.Topics.Partitions, want.ReserveBytes = 12, 2<<30
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Error(diff)
 	}
@@ -116,7 +116,7 @@ func TestPrintedConfigurationCanBeRead(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	if names := Names(&Core{}); !slices.Contains(names, "pidFile") || len(names) != 12 {
+	if names := Names(&Core{}); !slices.Contains(names, "pidFile") || len(names) != 13 {
 		t.Errorf("the names are %v", names)
 	}
 }

@@ -18,9 +18,12 @@ type Core struct {
 	Rack      string   `yaml:"rack"`
 	Join      []string `yaml:"join"` // node addresses of a running cluster; looked at by an empty data directory only
 	PIDFile   string   `yaml:"pidFile"`
-	Topics    Topics   `yaml:"topics"`
-	TLS       CoreTLS  `yaml:"tls"`
-	Log       Log      `yaml:"log"`
+	// ReserveBytes of the data directory's disk stay free: with less, no records are taken for the shards of this node. 0 for 1 GiB or a twentieth
+	// of the disk, whichever is less, but at least what the node may have in flight.
+	ReserveBytes int64   `yaml:"reserveBytes"`
+	Topics       Topics  `yaml:"topics"`
+	TLS          CoreTLS `yaml:"tls"`
+	Log          Log     `yaml:"log"`
 }
 
 // Topics says what a topic gets when its creator does not say.
@@ -51,8 +54,9 @@ type Log struct {
 
 // Limits of the fields.
 const (
-	partitionsMax  = 10_000 // of one topic by default; more is surely a mistake
-	replicationMax = 9      // more voters make every write slower and nothing safer
+	reserveBytesMin = 1 << 20 // what a node writes to say goodbye has to fit
+	partitionsMax   = 10_000  // of one topic by default; more is surely a mistake
+	replicationMax  = 9       // more voters make every write slower and nothing safer
 )
 
 // DefaultCore is a node on localhost that begins a cluster of its own.
@@ -74,6 +78,9 @@ func (c *Core) Validate() error {
 	}
 	if c.Data == "" {
 		return errors.New("data: must name a directory")
+	}
+	if c.ReserveBytes != 0 && c.ReserveBytes < reserveBytesMin {
+		return fmt.Errorf("reserveBytes: %d: must be 0 (by the size of the disk) or at least %d", c.ReserveBytes, reserveBytesMin)
 	}
 	for _, a := range []struct{ field, value string }{{"kafka", c.Kafka}, {"node", c.Node}, {"http", c.HTTP}, {"advertise", c.Advertise}} {
 		if a.value == "" && (a.field == "http" || a.field == "advertise") {
