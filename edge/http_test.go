@@ -71,10 +71,17 @@ func TestHTTPBodies(t *testing.T) {
 			t.Fatalf("%s: stored %+v", c.kind, s)
 		}
 	}
+	if code, answer := g.post("/v1/ingest/a/b", "application/x-www-form-urlencoded", `{"value": 3}`); code != http.StatusOK { // curl -d
+		t.Fatalf("a body that curl says nothing about: %d %s", code, answer)
+	}
+	all := g.stored()
+	if s := all[len(all)-1]; s.value != `{"value": 3}` || s.headers["content-type"] != "" {
+		t.Fatalf("a body that curl says nothing about: stored %+v", s)
+	}
 	if code, _ := g.post("/v1/ingest/a%2Fb/%C3%A9%20x", "text/plain", "x", "X-Client-Id", "dev7"); code != http.StatusOK {
 		t.Fatalf("escaped topic: %d", code)
 	}
-	all := g.stored()
+	all = g.stored()
 	if s := all[len(all)-1]; s.key != "a/b/é x" || s.headers["mqtt.client"] != "dev7" {
 		t.Fatalf("stored %+v", s)
 	}

@@ -147,6 +147,9 @@ func basicAuth(header string) (name, password string, ok bool) {
 // inputs reads the body: one message, or the elements of a batch.
 func (s *Server) inputs(ctx *fasthttp.RequestCtx, topic, client string) ([]ingest.Input, error) {
 	contentType := string(ctx.Request.Header.ContentType())
+	if contentType == typeForm {
+		contentType = ""
+	}
 	kind, err := mediaType(contentType)
 	if err != nil {
 		return nil, err
@@ -203,6 +206,8 @@ const (
 	typeSenMLCBOR = "application/senml+cbor"
 	typeRaw       = "application/octet-stream"
 	typeText      = "text/plain"
+	// typeForm is what `curl -d` says of any body when it is not told better: as good as nothing.
+	typeForm = "application/x-www-form-urlencoded"
 )
 
 func mediaType(header string) (string, error) {
