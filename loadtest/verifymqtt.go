@@ -15,6 +15,8 @@ const (
 	// reconnectWait is what a device waits between two tries to reach its gateway.
 	reconnectWait = 200 * time.Millisecond
 	qosVerify     = 1
+	// silenceMax is how long a device waits for an acknowledgement before it takes the connection for dead: a gateway that vanished says nothing.
+	silenceMax = 15 * time.Second
 )
 
 // writeMQTT runs devices with persistent sessions that publish with QoS 1 and, after a lost connection, send again what was not acknowledged.
@@ -102,9 +104,13 @@ func (d *verifyDevice) publish(f *flying, dup bool) error {
 	return d.client.flush()
 }
 
-// pause waits for an acknowledgement, or for the connection to be lost, which is mended.
+// pause waits for an acknowledgement, or for the connection to be lost or silent, which is mended.
 func (d *verifyDevice) pause(ctx context.Context) error {
+	silence := time.NewTimer(silenceMax)
+	defer silence.Stop()
 	select {
+	case <-silence.C:
+		return d.connect(ctx)
 	case <-d.freed:
 		return nil
 	case <-d.client.closed:
