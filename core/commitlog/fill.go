@@ -19,7 +19,7 @@ type SegmentWriter interface {
 	// makes them durable and the segment readable. When the CRC is wrong, the
 	// error wraps ErrCorrupt and Resume is 0 again.
 	Commit() error
-	// Close gives up for now; what was written can be resumed.
+	// Close ends the writing without installing the segment; a later writer resumes behind what was written.
 	Close() error
 }
 
