@@ -145,3 +145,42 @@ func counts(m map[string]int64) string {
 	slices.Sort(list)
 	return strings.Join(list, ", ")
 }
+
+func overloadCommand(o *common) *cobra.Command {
+	var l loadtest.Overload
+	var rssMax int64
+	c := &cobra.Command{
+		Use: "overload", Short: "Bad clients of every kind, while a well-behaved pair measures its own latency",
+		Long: "Starts three core nodes (or takes those of deploy/cluster.sh) and does to them what bad clients do, one scenario after another, while a producer and a consumer\n" +
+			"at --rate measure their latency from the moment a record was meant to be produced, and the nodes' memory is sampled. Exit code 1 when a node takes more than\n" +
+			"--rss-max-megabytes, the well-behaved pair gets an error, or its p99 is above --p99-max.\n" +
+			"Scenarios: " + strings.Join(loadtest.OverloadScenarios(), ", "),
+		RunE: func(c *cobra.Command, _ []string) error {
+			remove, err := scratch(&l.Nodes)
+			if err != nil {
+				return err
+			}
+			defer remove()
+			l.Rate, l.Phase, l.Progress, l.RSSMax = o.rate, o.until(0), o.progress(), rssMax*1e6
+			if l.Rate == 0 {
+				l.Rate = 50
+			}
+			r, err := l.Run(c.Context())
+			if err != nil {
+				return err
+			}
+			if err := o.printPhases(c.OutOrStdout(), r, r.Phases); err != nil {
+				return err
+			}
+			return missed(r.Failures)
+		},
+	}
+	nodesFlags(c, &l.Nodes)
+	f := c.Flags()
+	f.StringSliceVar(&l.Scenarios, "scenario", nil, "only these")
+	f.IntVar(&l.Connections, "connections", 10_000, "of the scenario connections")
+	f.IntVarP(&l.Size, "size", "s", 200, "bytes of a record of the well-behaved pair")
+	f.Int64Var(&rssMax, "rss-max-megabytes", 2000, "that a node may take")
+	f.DurationVar(&l.P99Max, "p99-max", 0, "that the well-behaved producer may see (default: not judged)")
+	return c
+}

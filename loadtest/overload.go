@@ -1,0 +1,243 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+// Overload does to a cluster what bad clients do, one kind after another, while a well-behaved producer and consumer measure their own latency.
+type Overload struct {
+	Nodes
+	Scenarios   []string
+	Rate        float64       // of the well-behaved pair, records a second
+	Size        int           // bytes of its records
+	Phase       time.Duration // of each scenario
+	Connections int           // of the scenario connections
+	RSSMax      int64         // bytes that a node may take
+	P99Max      time.Duration // that the well-behaved producer may see; 0 = not judged
+	Progress    io.Writer
+}
+
+// OverloadResult is what a run prints.
+type OverloadResult struct {
+	Load     string        `json:"load"`
+	Phases   []PhaseResult `json:"phases"`
+	Failures []string      `json:"failures"`
+}
+
+// scenarios by name, in the order in which they are run.
+var scenarios = []struct {
+	name string
+	run  func(*attack, context.Context)
+}{
+	{"connections", (*attack).connections},
+	{"slow-consumers", (*attack).slowConsumers},
+	{"giant", (*attack).giant},
+	{"tiny", (*attack).tiny},
+	{"fast-producer", (*attack).fastProducer},
+}
+
+const (
+	// overloadSettle separates two scenarios: connections end, the collector runs.
+	overloadSettle = 3 * time.Second
+	// bulkPartitions are those of the topic that is attacked: each node leads some.
+	bulkPartitions = 12
+)
+
+// OverloadScenarios are the names of all scenarios.
+func OverloadScenarios() []string {
+	var names []string
+	for _, s := range scenarios {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// Run runs it. The nodes are stopped at the end when they are ours.
+func (l Overload) Run(ctx context.Context) (OverloadResult, error) {
+	r := OverloadResult{Load: "overload", Failures: []string{}}
+	for _, name := range l.Scenarios {
+		if !slices.Contains(OverloadScenarios(), name) {
+			return r, fmt.Errorf("there is no scenario %q; there are %v", name, OverloadScenarios())
+		}
+	}
+	defer l.Stop()
+	if err := l.Start(ctx); err != nil {
+		return r, err
+	}
+	suffix := fmt.Sprint(time.Now().UnixNano())
+	probe := &Probe{Kafka: Kafka{Brokers: l.Brokers(), Topic: "overload-probe-" + suffix, Partitions: 6, ReplicationFactor: int16(len(l.list))}, Rate: l.Rate, Size: l.Size}
+	if err := probe.open(ctx); err != nil {
+		return r, err
+	}
+	defer probe.close()
+	run := phases{probe: probe, nodes: &l.Nodes, progress: l.Progress}
+	run.begin(ctx, "alone")
+	pauseFor(ctx, l.Phase)
+	err := l.attacks(ctx, &run, suffix)
+	run.finish()
+	r.Phases = run.results()
+	_, _ = kadm.NewClient(probe.client).DeleteTopics(ctx, probe.Topic) // a running cluster shall not keep it; ours goes away
+	l.judge(&r)
+	return r, err
+}
+
+func (l Overload) attacks(ctx context.Context, run *phases, suffix string) error {
+	for _, s := range scenarios {
+		if len(l.Scenarios) > 0 && !slices.Contains(l.Scenarios, s.name) {
+			continue
+		}
+		a := &attack{Overload: l, topic: "overload-" + s.name + "-" + suffix, adm: kadm.NewClient(run.probe.client)}
+		a.seen.counts = make(map[string]int64)
+		if err := a.prepare(ctx); err != nil {
+			return err
+		}
+		run.next(ctx, s.name)
+		a.during(ctx, s.run)
+		run.seen[len(run.seen)-1] = a.seen.counts
+		run.next(ctx, "after "+s.name)
+		_, _ = a.adm.DeleteTopics(ctx, a.topic) // its disk is needed by the next; a failure shows there
+		if !pauseFor(ctx, overloadSettle) {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (l Overload) judge(r *OverloadResult) {
+	for _, p := range r.Phases {
+		if p.Errors > 0 {
+			r.Failures = append(r.Failures, fmt.Sprintf("%s: %d errors of the well-behaved client: %s", p.Phase, p.Errors, p.FirstError))
+		}
+		if p99 := time.Duration(p.ProduceMs["p99"] * float64(time.Millisecond)); l.P99Max > 0 && p99 > l.P99Max {
+			r.Failures = append(r.Failures, fmt.Sprintf("%s: p99 of produce is %v, more than %v", p.Phase, p99, l.P99Max))
+		}
+		for name, peak := range p.Peak {
+			if peak.RSSMB*1e6 > float64(l.RSSMax) {
+				r.Failures = append(r.Failures, fmt.Sprintf("%s: %s took %.0f MB, more than %.0f", p.Phase, name, peak.RSSMB, float64(l.RSSMax)/1e6))
+			}
+		}
+	}
+}
+
+// attack is one scenario at work.
+type attack struct {
+	Overload
+	topic   string
+	adm     *kadm.Client
+	leaders map[int32]string // partition to address
+	seen    struct {
+		sync.Mutex
+		counts map[string]int64
+	}
+	all sync.WaitGroup
+}
+
+// prepare makes the topic that is attacked.
+func (a *attack) prepare(ctx context.Context) error {
+	resp, err := a.adm.CreateTopic(ctx, bulkPartitions, int16(len(a.list)), nil, a.topic)
+	if err == nil {
+		err = resp.Err
+	}
+	if err != nil {
+		return fmt.Errorf("create topic %s: %w", a.topic, err)
+	}
+	topics, err := a.adm.ListTopics(ctx, a.topic)
+	if err == nil {
+		err = topics.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("find leaders of %s: %w", a.topic, err)
+	}
+	a.leaders = make(map[int32]string)
+	for _, p := range topics[a.topic].Partitions {
+		if int(p.Leader) < 1 || int(p.Leader) > len(a.list) {
+			return fmt.Errorf("partition %d of %s is led by %d", p.Partition, a.topic, p.Leader)
+		}
+		a.leaders[p.Partition] = a.list[p.Leader-1].Kafka
+	}
+	return nil
+}
+
+// during runs the scenario for the phase and waits until all its clients are gone.
+func (a *attack) during(ctx context.Context, run func(*attack, context.Context)) {
+	ctx, cancel := context.WithTimeout(ctx, a.Phase)
+	defer cancel()
+	run(a, ctx)
+	<-ctx.Done()
+	a.all.Wait()
+}
+
+func (a *attack) count(what string, n int64) {
+	a.seen.Lock()
+	defer a.seen.Unlock()
+	a.seen.counts[what] += n
+}
+
+// clients runs n of them, each again and again on a new connection, until ctx ends. Why a connection ended is counted, unless it was our doing.
+func (a *attack) clients(ctx context.Context, kind string, n int, addr func(i int) string, serve func(ctx context.Context, c *rawConn, i int) error) {
+	for i := range n {
+		a.all.Go(func() {
+			for ctx.Err() == nil {
+				err := a.client(ctx, addr(i), i, serve)
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
+					a.count(kind+" "+ending(err), 1)
+				}
+				pauseFor(ctx, reconnectAfter+rand.N(reconnectAfter))
+			}
+		})
+	}
+}
+
+// reconnectAfter keeps a client that is turned away from becoming a storm of connections of its own.
+const reconnectAfter = 100 * time.Millisecond
+
+func (a *attack) client(ctx context.Context, addr string, i int, serve func(ctx context.Context, c *rawConn, i int) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c, err := dialRaw(ctx, addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return serve(ctx, c, i)
+}
+
+// node is the address of one of the nodes.
+func (a *attack) node(i int) string { return a.list[i%len(a.list)].Kafka }
+
+// leader is where a partition is led, by turns.
+func (a *attack) leader(i int) (partition int32, addr string) {
+	partition = int32(i % bulkPartitions)
+	return partition, a.leaders[partition]
+}
+
+func (a *attack) leaderOf(i int) string { _, addr := a.leader(i); return addr }
+
+// ledBy are the partitions of one address.
+func (a *attack) ledBy(addr string) []int32 {
+	var list []int32
+	for p, at := range a.leaders {
+		if at == addr {
+			list = append(list, p)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
