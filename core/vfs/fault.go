@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // Op names a call of FS or File, for the hook of a Fault.
@@ -64,12 +65,14 @@ func (e *TornError) Unwrap() error { return e.Err }
 // new name. The hook may be called by several goroutines and may block.
 type Hook func(op Op, path string) error
 
-// Fault is an FS whose calls can be watched and made to fail.
+// Fault is an FS whose calls can be watched and made to fail: by a hook, which
+// decides call by call, or by rules.
 type Fault struct {
 	inner FS
 	mu    struct {
 		sync.Mutex
-		hook Hook
+		hook  Hook
+		rules *Rules
 	}
 	calls [opCount]atomic.Int64
 	bytes [opCount]atomic.Int64
@@ -90,6 +93,14 @@ func (f *Fault) SetHook(h Hook) {
 	f.mu.hook = h
 }
 
+// SetRules replaces the rules; nil is a healthy disk. A call that a rule
+// delays goes on with the rules it began with.
+func (f *Fault) SetRules(r *Rules) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.rules = r
+}
+
 // SetFree makes Free answer n; a negative n asks the file system beneath.
 func (f *Fault) SetFree(n int64) { f.free.Store(n) }
 
@@ -107,19 +118,33 @@ func (f *Fault) ResetCounts() {
 	}
 }
 
-func (f *Fault) before(op Op, path string) error {
+// always is for calls that need space whatever is on the disk.
+func always() bool { return true }
+
+// before counts a call and asks hook and rules. skip: answer success and do
+// nothing. grows says whether the call needs space on the disk.
+func (f *Fault) before(op Op, path string, grows func() bool) (skip bool, err error) {
 	f.calls[op].Add(1)
 	f.mu.Lock()
-	hook := f.mu.hook
+	hook, rules := f.mu.hook, f.mu.rules
 	f.mu.Unlock()
-	if hook == nil {
-		return nil
+	if hook != nil {
+		if err := hook(op, path); err != nil {
+			return false, err
+		}
 	}
-	return hook(op, path)
+	out := rules.apply(op, path, grows)
+	return out.lie, out.err
+}
+
+// check is before for calls that cannot be skipped.
+func (f *Fault) check(op Op, path string) error {
+	_, err := f.before(op, path, always)
+	return err
 }
 
 func (f *Fault) file(op Op, name string, open func(string) (File, error)) (File, error) {
-	if err := f.before(op, name); err != nil {
+	if err := f.check(op, name); err != nil {
 		return nil, err
 	}
 	inner, err := open(name)
@@ -137,7 +162,7 @@ func (f *Fault) Create(name string) (File, error) { return f.file(OpCreate, name
 
 // Remove implements FS.
 func (f *Fault) Remove(name string) error {
-	if err := f.before(OpRemove, name); err != nil {
+	if err := f.check(OpRemove, name); err != nil {
 		return err
 	}
 	return f.inner.Remove(name)
@@ -145,7 +170,7 @@ func (f *Fault) Remove(name string) error {
 
 // RemoveAll implements FS.
 func (f *Fault) RemoveAll(path string) error {
-	if err := f.before(OpRemoveAll, path); err != nil {
+	if err := f.check(OpRemoveAll, path); err != nil {
 		return err
 	}
 	return f.inner.RemoveAll(path)
@@ -153,7 +178,7 @@ func (f *Fault) RemoveAll(path string) error {
 
 // Rename implements FS.
 func (f *Fault) Rename(oldName, newName string) error {
-	if err := f.before(OpRename, newName); err != nil {
+	if err := f.check(OpRename, newName); err != nil {
 		return err
 	}
 	return f.inner.Rename(oldName, newName)
@@ -161,7 +186,7 @@ func (f *Fault) Rename(oldName, newName string) error {
 
 // MkdirAll implements FS.
 func (f *Fault) MkdirAll(dir string) error {
-	if err := f.before(OpMkdirAll, dir); err != nil {
+	if _, err := f.before(OpMkdirAll, dir, func() bool { return f.missing(dir) }); err != nil {
 		return err
 	}
 	return f.inner.MkdirAll(dir)
@@ -169,7 +194,7 @@ func (f *Fault) MkdirAll(dir string) error {
 
 // List implements FS.
 func (f *Fault) List(dir string) ([]string, error) {
-	if err := f.before(OpList, dir); err != nil {
+	if err := f.check(OpList, dir); err != nil {
 		return nil, err
 	}
 	return f.inner.List(dir)
@@ -177,15 +202,20 @@ func (f *Fault) List(dir string) ([]string, error) {
 
 // Stat implements FS.
 func (f *Fault) Stat(name string) (fs.FileInfo, error) {
-	if err := f.before(OpStat, name); err != nil {
+	if err := f.check(OpStat, name); err != nil {
 		return nil, err
 	}
 	return f.inner.Stat(name)
 }
 
+func (f *Fault) missing(name string) bool {
+	_, err := f.inner.Stat(name)
+	return err != nil
+}
+
 // SyncDir implements FS.
 func (f *Fault) SyncDir(dir string) error {
-	if err := f.before(OpSyncDir, dir); err != nil {
+	if skip, err := f.before(OpSyncDir, dir, always); skip || err != nil {
 		return err
 	}
 	return f.inner.SyncDir(dir)
@@ -193,7 +223,9 @@ func (f *Fault) SyncDir(dir string) error {
 
 // Free implements FS.
 func (f *Fault) Free(dir string) (uint64, error) {
-	if err := f.before(OpFree, dir); err != nil {
+	if err := f.check(OpFree, dir); errors.Is(err, syscall.ENOSPC) {
+		return 0, nil
+	} else if err != nil {
 		return 0, err
 	}
 	if n := f.free.Load(); n >= 0 {
@@ -204,7 +236,7 @@ func (f *Fault) Free(dir string) (uint64, error) {
 
 // Lock implements FS.
 func (f *Fault) Lock(name string) (io.Closer, error) {
-	if err := f.before(OpLock, name); err != nil {
+	if err := f.check(OpLock, name); err != nil {
 		return nil, err
 	}
 	return f.inner.Lock(name)
@@ -216,7 +248,7 @@ type faultFile struct {
 }
 
 func (f *faultFile) ReadAt(p []byte, off int64) (int, error) {
-	if err := f.fault.before(OpRead, f.Name()); err != nil {
+	if err := f.fault.check(OpRead, f.Name()); err != nil {
 		return 0, err
 	}
 	n, err := f.File.ReadAt(p, off)
@@ -225,7 +257,7 @@ func (f *faultFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
-	err := f.fault.before(OpWrite, f.Name())
+	_, err := f.fault.before(OpWrite, f.Name(), func() bool { return f.shorter(off + int64(len(p))) })
 	var torn *TornError
 	if errors.As(err, &torn) {
 		n, _ := f.File.WriteAt(p[:min(torn.N, len(p))], off)
@@ -240,21 +272,35 @@ func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *faultFile) Size() (int64, error) {
-	if err := f.fault.before(OpSize, f.Name()); err != nil {
+	if err := f.fault.check(OpSize, f.Name()); err != nil {
 		return 0, err
 	}
 	return f.File.Size()
 }
 
 func (f *faultFile) Truncate(size int64) error {
-	if err := f.fault.before(OpTruncate, f.Name()); err != nil {
+	if _, err := f.fault.before(OpTruncate, f.Name(), func() bool { return f.shorter(size) }); err != nil {
 		return err
 	}
 	return f.File.Truncate(size)
 }
 
+// allocate is found by Allocate. It counts as a truncation.
+func (f *faultFile) allocate(size int64) error {
+	if _, err := f.fault.before(OpTruncate, f.Name(), func() bool { return f.shorter(size) }); err != nil {
+		return err
+	}
+	return Allocate(f.File, size)
+}
+
+// shorter says whether the file ends before size.
+func (f *faultFile) shorter(size int64) bool {
+	now, err := f.File.Size()
+	return err != nil || now < size
+}
+
 func (f *faultFile) Sync() error {
-	if err := f.fault.before(OpSync, f.Name()); err != nil {
+	if skip, err := f.fault.before(OpSync, f.Name(), always); skip || err != nil {
 		return err
 	}
 	return f.File.Sync()
@@ -263,6 +309,6 @@ func (f *faultFile) Sync() error {
 // Close closes the file beneath in any case: a failed close frees its
 // descriptor on every system we run on.
 func (f *faultFile) Close() error {
-	err := f.fault.before(OpClose, f.Name())
+	err := f.fault.check(OpClose, f.Name())
 	return errors.Join(err, f.File.Close())
 }
