@@ -27,6 +27,10 @@ bin/%: go.mod go.sum $(GO_FILES)
 	@mkdir -p bin
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
+bin/sluice-chaos: go.mod go.sum $(GO_FILES) # sluice with a switchboard for faults (cmd/internal/chaos), for tests only
+	@mkdir -p bin
+	go build -trimpath -tags chaos -ldflags '$(LDFLAGS)' -o $@ ./cmd/sluice
+
 cross: ## builds for every platform that is promised, into bin/<os>-<arch>
 	@set -e; for p in linux/amd64/ linux/arm64/ linux/arm/7; do IFS=/ read -r os arch arm <<<"$$p"; \
 	  for b in $(BINARIES); do echo "$$os-$$arch$$arm $$b"; GOOS=$$os GOARCH=$$arch GOARM=$$arm go build -trimpath -ldflags '$(LDFLAGS)' -o "bin/$$os-$$arch$$arm/$$b" "./cmd/$$b"; done; done
@@ -49,6 +53,7 @@ check: ## format, vet, import rules
 	@out=$$(gofmt -l bridge cmd core edge firmware-sim loadtest); [ -z "$$out" ] || { echo "not formatted:"; echo "$$out"; exit 1; }
 	go vet ./...
 	go vet -tags e2e ./cmd/internal/e2e/
+	go vet -tags chaos ./cmd/sluice/
 	go test -count=1 ./cmd/internal/archtest/
 
 conformance: bin/sluice ## starts the cluster and runs groups of the kit of real clients (GROUP="kcat seeds", KIT=../shared/kit)

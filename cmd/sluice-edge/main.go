@@ -15,6 +15,7 @@ import (
 	"sluice/cmd/internal/conf"
 	"sluice/cmd/internal/gateway"
 	"sluice/cmd/internal/proc"
+	"sluice/core/vfs"
 )
 
 var version = "unknown" // set by the linker
@@ -65,7 +66,7 @@ func command() *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, errUsage)
 		}
-		return gateway.Run(c.Context(), config, config.Log.Logger(c.ErrOrStderr()), func(addresses string) {
+		return gateway.Run(c.Context(), vfs.OS, config, config.Log.Logger(c.ErrOrStderr()), func(addresses string) {
 			fmt.Fprintln(c.OutOrStdout(), "sluice-edge serves:", addresses)
 		})
 	}

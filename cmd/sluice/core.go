@@ -19,7 +19,6 @@ import (
 	"sluice/core/kafka"
 	"sluice/core/meta"
 	"sluice/core/rest"
-	"sluice/core/vfs"
 )
 
 func coreCommand() *cobra.Command {
@@ -145,8 +144,12 @@ func (n *coreNode) open() error {
 	if err != nil {
 		return err
 	}
+	fs, err := disk(n.logger, c.Data)
+	if err != nil {
+		return err
+	}
 	n.controller, err = controller.Open(controller.Options{
-		FS: vfs.OS, DataDir: c.Data, Self: self, Listen: c.Node, Join: c.Join, TLSServer: nodeServer, TLSClient: nodeClient,
+		FS: fs, Now: wallClock, DataDir: c.Data, Self: self, Listen: c.Node, Join: c.Join, TLSServer: nodeServer, TLSClient: nodeClient,
 		Defaults: controller.Defaults{
 			NumPartitions: c.Topics.Partitions, ReplicationFactor: c.Topics.ReplicationFactor, OffsetsPartitions: c.Topics.OffsetsPartitions,
 		},
@@ -156,7 +159,7 @@ func (n *coreNode) open() error {
 		return err
 	}
 	n.broker, err = broker.New(broker.Options{
-		Controller: n.controller, Listeners: []kafka.Listener{n.listener}, Logger: n.logger.With("component", "broker"),
+		Controller: n.controller, Listeners: []kafka.Listener{n.listener}, Now: wallClock, Logger: n.logger.With("component", "broker"),
 	})
 	if err != nil || c.HTTP == "" {
 		return err

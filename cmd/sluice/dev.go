@@ -91,7 +91,11 @@ func (d *dev) run(ctx context.Context, logger *slog.Logger, serving func(line st
 	}))
 	p.Add(proc.Part{Name: "page", Why: "shows what arrives from the first record on", Run: page.Run})
 	p.Add(part("edge", "takes the devices' messages", func(ctx context.Context, ready func()) error {
-		return gateway.Run(ctx, d.edge, logger, func(a string) { edge = a; ready() })
+		fs, err := disk(logger, d.edge.DataDir)
+		if err != nil {
+			return err
+		}
+		return gateway.Run(ctx, fs, d.edge, logger, func(a string) { edge = a; ready() })
 	}))
 	if fleet != nil {
 		p.Add(proc.Part{Name: "simulator", Why: "devices come last and fall silent first", Run: func(ctx context.Context) error { return d.simulate(ctx, fleet) }})

@@ -26,7 +26,12 @@ func edgeCommand() *cobra.Command {
 		if err != nil {
 			return usage(c, err)
 		}
-		return gateway.Run(c.Context(), config, config.Log.Logger(c.ErrOrStderr()), func(addresses string) {
+		logger := config.Log.Logger(c.ErrOrStderr())
+		fs, err := disk(logger, config.DataDir)
+		if err != nil {
+			return err
+		}
+		return gateway.Run(c.Context(), fs, config, logger, func(addresses string) {
 			fmt.Fprintln(c.OutOrStdout(), "sluice edge serves:", addresses)
 		})
 	}

@@ -70,7 +70,7 @@ type produceWait struct {
 
 func (b *Broker) handleProduce(_ context.Context, r *kafka.Request) kafka.Reply {
 	p := &produce{
-		b: b, req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: time.Now().UnixMilli(),
+		b: b, req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: b.opts.Now().UnixMilli(),
 		resp: kmsg.NewPtrProduceResponse(), groups: make(map[meta.ShardID]*shardEntry),
 	}
 	defer func() { b.ctl.Admitted(p.asked) }()

@@ -33,6 +33,9 @@ type Options struct {
 	MemoryBytes    int64
 	// Groups is what the group coordinators decide by (group.max.size and the like); zero values are Kafka's defaults.
 	Groups group.Config
+	// Now is the wall clock, which gives LogAppendTime and the times of committed offsets; nil means time.Now. What lasts (sessions, timeouts) is measured
+	// by the monotonic reading of what it returns.
+	Now func() time.Time
 }
 
 // A Broker serves one node's clients. New starts nothing; Run owns all goroutines.
@@ -88,6 +91,9 @@ func registerPart(name string, maker func(b *Broker) (part, error)) { makers[nam
 func New(o Options) (*Broker, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	b := &Broker{
 		opts: o, ctl: o.Controller, log: o.Logger, table: versionTable(), metrics: newBrokerMetrics(),

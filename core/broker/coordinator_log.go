@@ -32,6 +32,8 @@ type home interface {
 	write(records []group.Record) error
 	// exists tells whether the topic of a committed offset is in the metadata, by id or, when the id is zero, by name.
 	exists(topic string, id group.TopicID) bool
+	// now is the clock. What it says of the wall may jump; its monotonic reading does not, and timers go by that.
+	now() time.Time
 }
 
 // replica is the home of sessions in a broker.
@@ -47,6 +49,8 @@ func (r *replica) leads() bool {
 	term, ok := r.raft.Serving()
 	return ok && term == r.term
 }
+
+func (r *replica) now() time.Time { return r.b.opts.Now() }
 
 func (r *replica) verify(ctx context.Context) error { return r.raft.Verify(ctx) }
 
@@ -122,7 +126,7 @@ func (r *replica) write(records []group.Record) error {
 	if !r.leads() {
 		return errNotCoordinator
 	}
-	_, code, err := r.b.appendBatch(context.Background(), r.key, sealed(records, time.Now()))
+	_, code, err := r.b.appendBatch(context.Background(), r.key, sealed(records, r.b.opts.Now()))
 	if code == codeNotLeaderOrFollower {
 		return errNotCoordinator
 	}

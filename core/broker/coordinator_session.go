@@ -207,7 +207,7 @@ func (s *session) arm(t *time.Timer) {
 
 // step feeds the state machine and takes care of what it wants done.
 func (s *session) step(e group.Event) {
-	effects := s.machine.Step(time.Now(), e)
+	effects := s.machine.Step(s.home.now(), e)
 	s.backlog.add(effects.Records)
 	for _, a := range effects.Answers {
 		need := s.backlog.need(a.Group)

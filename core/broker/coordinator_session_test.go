@@ -15,9 +15,10 @@ import (
 
 // memoryHome keeps a coordinator's records in memory.
 type memoryHome struct {
-	gate chan struct{} // a write takes one; nil: writes do not wait
-	lost atomic.Bool   // leadership
-	mu   struct {
+	gate  chan struct{}    // a write takes one; nil: writes do not wait
+	lost  atomic.Bool      // leadership
+	clock func() time.Time // nil: time.Now
+	mu    struct {
 		sync.Mutex
 		log    []group.Record
 		writes int
@@ -64,6 +65,13 @@ func (h *memoryHome) exists(topic string, _ group.TopicID) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return !h.mu.gone[topic]
+}
+
+func (h *memoryHome) now() time.Time {
+	if h.clock != nil {
+		return h.clock()
+	}
+	return time.Now()
 }
 
 // startSession runs a session on the home; stop ends it and returns what it ended with.

@@ -69,6 +69,8 @@ type Options struct {
 	ReserveBytes int64
 	// Files bounds the open segment files of the node; nil means commitlog's own bound.
 	Files *commitlog.Files
+	// Now is the wall clock, by which retention judges the age of records; nil means time.Now.
+	Now func() time.Time
 	// Logger gets what a person should know; nil discards it.
 	Logger *slog.Logger
 }
@@ -124,6 +126,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.PreferredDelay == 0 {
 		o.PreferredDelay = DefaultPreferredDelay
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -352,7 +352,7 @@ func (r *replica) expired(image *meta.Image, t *meta.Topic) []partition.Start {
 		return nil
 	}
 	var out []partition.Start
-	now := time.Now().UnixMilli()
+	now := r.c.o.Now().UnixMilli()
 	for _, part := range t.Partitions {
 		if part.Shard != r.id {
 			continue

@@ -120,10 +120,10 @@ func TestGlob(t *testing.T) {
 
 func TestRulesAreChecked(t *testing.T) {
 	for want, rule := range map[string]Rule{
-		`op "open"`:           {Op: "open", Mode: Fail},
-		`mode "break"`:        {Mode: "break"},
-		"lie with op write":   {Op: WriteCall, Mode: Lie},
-		"full with op sync":   {Op: SyncCall, Mode: Full},
+		`op "open"`:            {Op: "open", Mode: Fail},
+		`mode "break"`:         {Mode: "break"},
+		"lie with op write":    {Op: WriteCall, Mode: Lie},
+		"full with op sync":    {Op: SyncCall, Mode: Full},
 		"rule 0: mode \"\": m": {},
 	} {
 		if _, err := NewRules("data", []Rule{rule}); err == nil || !strings.Contains(err.Error(), want) {

@@ -15,6 +15,7 @@ import (
 
 	"sluice/cmd/internal/conf"
 	"sluice/cmd/internal/proc"
+	"sluice/core/vfs"
 	"sluice/edge"
 )
 
@@ -39,8 +40,8 @@ func (c *Config) Validate() error {
 	return errors.Join(c.Uplink.validate(), c.Log.Validate())
 }
 
-// Run serves until ctx ends. serving is called once with the addresses when all of it serves.
-func Run(ctx context.Context, c Config, logger *slog.Logger, serving func(addresses string)) error {
+// Run serves until ctx ends, with its files on fs. serving is called once with the addresses when all of it serves.
+func Run(ctx context.Context, fs vfs.FS, c Config, logger *slog.Logger, serving func(addresses string)) error {
 	if c.PIDFile != "" {
 		remove, err := proc.WritePIDFile(c.PIDFile)
 		if err != nil {
@@ -53,20 +54,20 @@ func Run(ctx context.Context, c Config, logger *slog.Logger, serving func(addres
 	}
 	proc.LimitMemory()
 	p := proc.New(logger)
-	g, err := Open(p, c, logger)
+	g, err := Open(p, fs, c, logger)
 	if err != nil {
 		return err
 	}
 	return p.Run(ctx, func() { serving(Addresses(g)) })
 }
 
-// Open opens the gateway and its uplink and adds them to a process.
-func Open(p *proc.Process, c Config, logger *slog.Logger) (*edge.Gateway, error) {
-	g, err := edge.Open(c.Config, logger)
+// Open opens the gateway and its uplink on fs and adds them to a process.
+func Open(p *proc.Process, fs vfs.FS, c Config, logger *slog.Logger) (*edge.Gateway, error) {
+	g, err := edge.OpenFS(fs, c.Config, logger)
 	if err != nil {
 		return nil, fmt.Errorf("open gateway: %w", err)
 	}
-	up, err := openUplink(c, g.Buffer(), logger)
+	up, err := openUplink(fs, c, g.Buffer(), logger)
 	if err != nil {
 		return nil, errors.Join(err, closeUnused(g))
 	}

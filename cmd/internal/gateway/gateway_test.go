@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sluice/cmd/internal/conf"
+	"sluice/core/vfs"
 )
 
 func TestValidate(t *testing.T) {
@@ -56,7 +57,7 @@ func TestServesWithoutACore(t *testing.T) {
 	c.Uplink.Core = []string{"127.0.0.1:1"} // nobody is there
 	ctx, cancel := context.WithCancel(context.Background())
 	serving, done := make(chan string, 1), make(chan error, 1)
-	go func() { done <- Run(ctx, c, slog.New(slog.DiscardHandler), func(a string) { serving <- a }) }()
+	go func() { done <- Run(ctx, vfs.OS, c, slog.New(slog.DiscardHandler), func(a string) { serving <- a }) }()
 	var addresses string
 	select {
 	case addresses = <-serving:
@@ -90,7 +91,7 @@ func TestServesWithoutACore(t *testing.T) {
 func TestAddressInUse(t *testing.T) {
 	c := local(t)
 	c.MQTT.Listen = "256.0.0.1:1"
-	err := Run(t.Context(), c, slog.New(slog.DiscardHandler), func(string) { t.Error("it serves") })
+	err := Run(t.Context(), vfs.OS, c, slog.New(slog.DiscardHandler), func(string) { t.Error("it serves") })
 	if err == nil || !strings.Contains(err.Error(), "open gateway") {
 		t.Errorf("the error is %v", err)
 	}

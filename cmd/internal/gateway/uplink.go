@@ -17,6 +17,7 @@ import (
 	"sluice/cmd/internal/conf"
 	"sluice/cmd/internal/tlsfile"
 	"sluice/core/record"
+	"sluice/core/vfs"
 	"sluice/edge/buffer"
 )
 
@@ -83,7 +84,7 @@ type forwarding struct {
 }
 
 // openUplink returns nil when there is no core to forward to.
-func openUplink(c Config, from *buffer.Buffer, logger *slog.Logger) (*forwarding, error) {
+func openUplink(fs vfs.FS, c Config, from *buffer.Buffer, logger *slog.Logger) (*forwarding, error) {
 	u := c.Uplink
 	if len(u.Core) == 0 {
 		return nil, nil
@@ -98,7 +99,7 @@ func openUplink(c Config, from *buffer.Buffer, logger *slog.Logger) (*forwarding
 	}
 	logger = logger.With("component", "uplink")
 	up, err := uplink.Open(from, uplink.Options{
-		Dir: filepath.Join(c.DataDir, "uplink"), Brokers: u.Core, MachineID: machineID(), Codec: codecs[u.Compression], DeadLetter: u.DeadLetter,
+		FS: fs, Dir: filepath.Join(c.DataDir, "uplink"), Brokers: u.Core, MachineID: machineID(), Codec: codecs[u.Compression], DeadLetter: u.DeadLetter,
 		BytesPerS: u.BytesPerSecond, Windows: windows, Linger: u.Linger, KgoOptions: options, Logger: logger,
 	})
 	if err != nil {
