@@ -70,7 +70,17 @@ func root() *cobra.Command {
 	f.StringVarP(&o.out, "output", "o", "json", "json, or text for people")
 	f.DurationVarP(&o.duration, "duration", "d", 0, "how long (default 10s where no count is given)")
 	f.Float64VarP(&o.rate, "rate", "r", 0, "operations a second; 0 = as many as a bounded window allows")
-	c.AddCommand(produceCommand(&o), consumeCommand(&o), mqttCommand(&o), httpCommand(&o), e2eCommand(&o), verifyCommand(&o), catchUpCommand(&o), overloadCommand(&o))
+	c.AddCommand(
+		produceCommand(&o),
+		consumeCommand(&o),
+		mqttCommand(&o),
+		httpCommand(&o),
+		e2eCommand(&o),
+		verifyCommand(&o),
+		catchUpCommand(&o),
+		overloadCommand(&o),
+		scaleCommand(&o),
+	)
 	for _, sub := range c.Commands() {
 		sub.Args = func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
