@@ -37,6 +37,7 @@ func coreCommand() *cobra.Command {
 	f.StringVar(&flags.Advertise, "advertise", flags.Advertise, "address that clients are told (default that of --kafka)")
 	f.StringVar(&flags.Node, "node", flags.Node, "address for other nodes")
 	f.StringVar(&flags.HTTP, "http", flags.HTTP, "address for /metrics, /healthz and /status; empty for none")
+	f.BoolVar(&flags.Profiles, "profiles", flags.Profiles, "serve /debug/pprof/ on --http too, for go tool pprof")
 	f.StringVar(&flags.Rack, "rack", flags.Rack, "the node's rack; replicas are spread over racks")
 	f.StringSliceVar(&flags.Join, "join", flags.Join, "node addresses of the cluster to join; looked at by an empty data directory only")
 	f.StringVar(&flags.PIDFile, "pid-file", flags.PIDFile, "file that holds the process's id while it runs")
@@ -50,6 +51,7 @@ func coreCommand() *cobra.Command {
 			over(c, "advertise", &config.Advertise, flags.Advertise)
 			over(c, "node", &config.Node, flags.Node)
 			over(c, "http", &config.HTTP, flags.HTTP)
+			over(c, "profiles", &config.Profiles, flags.Profiles)
 			over(c, "rack", &config.Rack, flags.Rack)
 			over(c, "join", &config.Join, flags.Join)
 			over(c, "pid-file", &config.PIDFile, flags.PIDFile)
@@ -165,7 +167,7 @@ func (n *coreNode) open() error {
 		return err
 	}
 	n.door, err = rest.Open(rest.Options{
-		Listen: c.HTTP, Health: n.health, Version: versionText(), Logger: n.logger.With("component", "http"),
+		Listen: c.HTTP, Health: n.health, Version: versionText(), Profiles: c.Profiles, Logger: n.logger.With("component", "http"),
 		Components: map[string]rest.Component{"controller": n.controller, "broker": n.broker},
 	})
 	return err

@@ -20,6 +20,7 @@ import (
 
 	"github.com/VictoriaMetrics/metrics"
 	"github.com/valyala/fasthttp"
+	"github.com/valyala/fasthttp/pprofhandler"
 )
 
 // Limits of the server: it serves a few scrapers and people.
@@ -31,6 +32,9 @@ const (
 	idleTimeout     = 2 * time.Minute
 	shutdownTimeout = 2 * time.Second // for answers under way
 )
+
+// profilesPath is where profiles are served. One takes at most writeTimeout.
+const profilesPath = "/debug/pprof/"
 
 // Component is a part of the node that shows itself.
 type Component interface {
@@ -44,7 +48,10 @@ type Options struct {
 	Components map[string]Component // by the name under which /status shows them
 	Health     func() error         // why the node cannot serve; nil when it can
 	Version    string
-	Logger     *slog.Logger // nil discards
+	// Profiles are served at /debug/pprof/, as package net/http/pprof does, for go tool pprof. They show what the node does and cost it
+	// something while one is taken, so they are off unless asked for.
+	Profiles bool
+	Logger   *slog.Logger // nil discards
 }
 
 // Server listens from Open on and answers while Run runs.
@@ -112,6 +119,10 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx) {
 	if !ctx.IsGet() && !ctx.IsHead() {
 		ctx.Response.Header.Set("Allow", "GET, HEAD")
 		fail(ctx, fasthttp.StatusMethodNotAllowed, "only GET is served", "")
+		return
+	}
+	if s.options.Profiles && strings.HasPrefix(path, profilesPath) {
+		pprofhandler.PprofHandler(ctx)
 		return
 	}
 	switch path {

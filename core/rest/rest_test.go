@@ -132,6 +132,15 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+func TestProfiles(t *testing.T) {
+	if code, _, _ := get(t, run(t, Options{})+"/debug/pprof/heap"); code != 404 {
+		t.Errorf("profiles that nobody asked for are answered with %d", code)
+	}
+	if code, _, body := get(t, run(t, Options{Profiles: true})+"/debug/pprof/goroutine?debug=1"); code != 200 || !strings.Contains(body, "goroutine profile") {
+		t.Errorf("answered %d %.100s", code, body)
+	}
+}
+
 func TestWhatIsNotThere(t *testing.T) {
 	url := run(t, Options{})
 	if code, _, body := get(t, url+"/nothing"); code != 404 || !strings.Contains(body, "try /metrics") {

@@ -116,7 +116,7 @@ func TestPrintedConfigurationCanBeRead(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	if names := Names(&Core{}); !slices.Contains(names, "pidFile") || len(names) != 13 {
+	if names := Names(&Core{}); !slices.Contains(names, "pidFile") || len(names) != 14 {
 		t.Errorf("the names are %v", names)
 	}
 }

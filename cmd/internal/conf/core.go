@@ -15,6 +15,7 @@ type Core struct {
 	Advertise string   `yaml:"advertise"` // what clients are told; "" for what kafka says
 	Node      string   `yaml:"node"`      // where other nodes connect
 	HTTP      string   `yaml:"http"`      // /metrics, /healthz, /status; "" for none
+	Profiles  bool     `yaml:"profiles"`  // serve /debug/pprof/ too
 	Rack      string   `yaml:"rack"`
 	Join      []string `yaml:"join"` // node addresses of a running cluster; looked at by an empty data directory only
 	PIDFile   string   `yaml:"pidFile"`
