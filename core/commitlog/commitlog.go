@@ -70,7 +70,15 @@ type Config struct {
 	SegmentBytes       int64  // 1 GiB; a larger single batch gets a segment of its own
 	SegmentMs          int64  // 7 days, between a segment's first and last batch, by their timestamps
 	IndexIntervalBytes int64  // 4096
-	Files              *Files // shared by all logs of a process; nil: a small one of its own. Only Open looks at it
+	// Gaps says that offsets may be missing, as compaction leaves them. Otherwise a gap is damage.
+	Gaps bool
+	// Only Open looks at the rest.
+	Files *Files // shared by all logs of a process; nil: a small one of its own
+	// Epoch returns the leader epoch that the batch at an offset should have, -1 when it is not known; nil: it never is.
+	// A batch's CRC does not cover it.
+	Epoch func(offset int64) int32
+	// Damaged is told of each read that found a segment damaged; it must not call the log. Nil: nobody is told.
+	Damaged func(base int64, err error)
 }
 
 func (c Config) withDefaults() Config {

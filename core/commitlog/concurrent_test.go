@@ -209,7 +209,7 @@ func TestChunkOutlivesItsSegment(t *testing.T) {
 }
 
 // pipe returns both ends of a TCP connection.
-func pipe(t *testing.T) (client, server *net.TCPConn) {
+func pipe(t testing.TB) (client, server *net.TCPConn) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

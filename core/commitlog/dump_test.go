@@ -35,7 +35,7 @@ func gapped(t *testing.T, fsys vfs.FS) Manifest {
 // TestReadOverGaps: a compacted log is read from offsets that are gone.
 func TestReadOverGaps(t *testing.T) {
 	mem := vfs.NewMem()
-	l, _, err := OpenAt(mem, "log", Config{IndexIntervalBytes: 1}, gapped(t, mem))
+	l, _, err := OpenAt(mem, "log", Config{IndexIntervalBytes: 1, Gaps: true}, gapped(t, mem))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,8 @@ const (
 	partSuffix  = ".log.part"  // a closed segment being fetched: a prefix of it
 	fillSuffix  = ".log.fill"  // the last segment being fetched, and appended to meanwhile
 	staleSuffix = ".log.stale" // set aside by Adopt or Quarantine
+	// repairSuffix is a copy of a damaged segment in the making.
+	repairSuffix = ".log.repair"
 )
 
 // segment is one segment file and what is known of it.
@@ -36,6 +38,8 @@ type segment struct {
 	recheck bool         // durable on the word of a manifest: the next Sync makes sure
 	dropped bool         // no longer part of the log
 	missing *missingPart // not nil until it has been fetched
+	own     int64        // what lies from here on was appended by this process
+	repair  *repairPart  // not nil when a copy of it has been begun
 }
 
 // missingPart is what has to be fetched before a segment can be read.
@@ -68,6 +72,9 @@ type Log struct {
 	// scans is set by Open: the next Open takes the names in the directory for
 	// true, so they must not become durable out of order.
 	scans bool
+	// epoch and damaged are Config's.
+	epoch   func(offset int64) int32
+	damaged func(base int64, err error)
 
 	// write is held by whoever changes what the log consists of.
 	write sync.Mutex
@@ -100,11 +107,11 @@ type dirtySegment struct {
 }
 
 func newLog(fsys vfs.FS, dir string, c Config) *Log {
-	l := &Log{fs: fsys, dir: dir, files: c.Files}
+	l := &Log{fs: fsys, dir: dir, files: c.Files, epoch: c.Epoch, damaged: c.Damaged}
 	if l.files == nil {
 		l.files = NewFiles(ownFiles)
 	}
-	c.Files = nil
+	c.Files, c.Epoch, c.Damaged = nil, nil, nil
 	l.mu.c = c.withDefaults()
 	return l
 }
@@ -123,6 +130,7 @@ func fileName(base int64, suffix string) string {
 func (l *Log) newSegment(base int64) *segment {
 	return &segment{
 		base:  base,
+		own:   math.MaxInt64,
 		tally: newTally(base),
 		data:  l.files.handle(l.fs, l.path(base, dataSuffix)),
 		index: newIndex(l.files.handle(l.fs, l.path(base, indexSuffix)), base),
@@ -140,7 +148,7 @@ func (l *Log) config() Config {
 func (l *Log) Configure(c Config) {
 	l.write.Lock()
 	defer l.write.Unlock()
-	c.Files = nil
+	c.Files, c.Epoch, c.Damaged = nil, nil, nil
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.c = c.withDefaults()
@@ -446,6 +454,7 @@ func (l *Log) openAppend(s *segment) (vfs.File, error) {
 func (l *Log) publish(s *segment, run []byte, crc uint32) {
 	l.mu.Lock()
 	indexed := s.missing == nil
+	s.own = min(s.own, s.bytes)
 	for rest := run; len(rest) > 0; {
 		b, after, err := record.Next(rest)
 		if err != nil {

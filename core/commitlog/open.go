@@ -39,7 +39,7 @@ func (l *Log) list() (found, error) {
 			f.indexes[base] = true
 		case suffix == partSuffix:
 			f.parts[base] = true
-		case suffix == fillSuffix, suffix == staleSuffix:
+		case suffix == fillSuffix, suffix == staleSuffix, suffix == repairSuffix:
 			f.others = append(f.others, name)
 		}
 	}

@@ -101,8 +101,12 @@ func TestColdReadsAreBounded(t *testing.T) {
 		if err != nil || c.Len() < 90<<10 && offset < batches-100 {
 			t.Fatal(c.Len(), err)
 		}
+		checked := int64(0) // what is about to be sent is read once, unless it was appended a moment ago
+		if c.position < l.mu.segments[0].bytes-trustedTail {
+			checked = c.Len()
+		}
 		c.Release()
-		if n := fault.Bytes(vfs.OpRead); n > 48<<10 {
+		if n := fault.Bytes(vfs.OpRead) - checked; n > 48<<10 {
 			t.Fatalf("read of offset %d read %d bytes to find its place", offset, n)
 		}
 		fault.ResetCounts()

@@ -14,8 +14,8 @@ import (
 //
 // The error is ErrOutOfRange when offset is below Start or above End,
 // ErrMissing when the segment has yet to be fetched, and wraps ErrCorrupt when
-// the file is damaged where it was looked at: what a chunk carries is not
-// checked.
+// the file is damaged there. A chunk carries nothing that was not compared
+// with its checksums, but what this process has just appended (see trustedTail).
 func (l *Log) Read(offset, maxBytes, end int64) (*Chunk, error) {
 	v, err := l.view(offset, end)
 	if err != nil || v.s == nil {
@@ -31,11 +31,18 @@ func (l *Log) Read(offset, maxBytes, end int64) (*Chunk, error) {
 	c := &Chunk{h: v.s.data, file: file}
 	if err := l.locate(c, v, offset, maxBytes); err != nil {
 		c.Release()
+		if errors.Is(err, ErrCorrupt) {
+			l.suspect(v.s.base, err)
+		}
 		return nil, fmt.Errorf("read offset %d: %w", offset, err)
 	}
 	if c.length == 0 {
 		c.Release()
 		return nil, nil
+	}
+	if err := l.check(c, v, offset); err != nil {
+		c.Release()
+		return nil, fmt.Errorf("read offset %d: %w", offset, err)
 	}
 	l.remember(hint{offset: c.next, base: v.s.base, position: c.position + c.length})
 	return c, nil
@@ -48,6 +55,8 @@ type view struct {
 	next     int64
 	end      int64
 	position int64 // where offset begins, if a hint knows, else -1
+	trusted  int64 // what lies from here on need not be checked; -1: everything must
+	gaps     bool
 }
 
 func (l *Log) view(offset, end int64) (view, error) {
@@ -68,7 +77,17 @@ func (l *Log) view(offset, end int64) (view, error) {
 		return view{}, ErrMissing
 	}
 	s.data.pin()
-	return view{s: s, bytes: s.bytes, next: s.next, end: end, position: l.recallLocked(s, offset)}, nil
+	return view{
+		s: s, bytes: s.bytes, next: s.next, end: end, position: l.recallLocked(s, offset),
+		trusted: l.trustedLocked(s), gaps: l.mu.c.Gaps,
+	}, nil
+}
+
+func (l *Log) trustedLocked(s *segment) int64 {
+	if s != l.mu.segments[len(l.mu.segments)-1] || s.own > s.bytes {
+		return -1
+	}
+	return max(s.own, s.bytes-trustedTail)
 }
 
 func (l *Log) recallLocked(s *segment, offset int64) int64 {
@@ -113,14 +132,17 @@ func (l *Log) locate(c *Chunk, v view, offset, maxBytes int64) error {
 	}
 	c.position, c.next = scan.pos, offset
 	head, size, err := scan.header()
-	if err == io.EOF { //nolint:errorlint // header returns it bare at the limit
+	if err == io.EOF && offset < v.next { //nolint:errorlint // header returns it bare at the limit
+		return scan.corrupt(fmt.Errorf("no batch with offset %d before offset %d", offset, v.next))
+	}
+	if err == io.EOF { //nolint:errorlint // as above
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	if head.NextOffset() > v.end {
-		return nil
+		return l.mustReach(c, &scan, v, offset, size)
 	}
 	c.next = head.NextOffset()
 	scan.skip(size)
@@ -129,6 +151,14 @@ func (l *Log) locate(c *Chunk, v view, offset, maxBytes int64) error {
 		return nil
 	}
 	return l.extend(c, &scan, v, maxBytes)
+}
+
+// mustReach makes sure that the batch where the scanner is lies beyond the end, and does not just say so.
+func (l *Log) mustReach(c *Chunk, scan *scanner, v view, offset, size int64) error {
+	c.length = size
+	err := l.check(c, v, offset)
+	c.length = 0
+	return err
 }
 
 // seek moves the scanner to the batch that contains offset, or the first

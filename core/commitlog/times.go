@@ -26,6 +26,9 @@ func (l *Log) LookupTime(ts int64) (offset, timestamp int64, ok bool, err error)
 			from = l.Start() // unlinked since
 			continue
 		case err != nil:
+			if errors.Is(err, ErrCorrupt) {
+				l.suspect(s.base, err)
+			}
 			return -1, -1, false, fmt.Errorf("look up time %d: %w", ts, err)
 		case offset >= 0:
 			return offset, timestamp, true, nil
