@@ -67,9 +67,9 @@ const (
 
 // Config says how a log is cut into segments; zero values mean the default.
 type Config struct {
-	SegmentBytes       int64  // 1 GiB; a larger single batch gets a segment of its own
-	SegmentMs          int64  // 7 days, between a segment's first and last batch, by their timestamps
-	IndexIntervalBytes int64  // 4096
+	SegmentBytes       int64 // 1 GiB; a larger single batch gets a segment of its own
+	SegmentMs          int64 // 7 days, between a segment's first and last batch, by their timestamps
+	IndexIntervalBytes int64 // 4096
 	// Gaps says that offsets may be missing, as compaction leaves them. Otherwise a gap is damage.
 	Gaps bool
 	// Only Open looks at the rest.
