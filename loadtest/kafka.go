@@ -19,14 +19,14 @@ import (
 type Kafka struct {
 	Brokers           []string
 	Topic             string
-	Partitions        int32 // of a topic that has to be created; -1 = the cluster's default
-	ReplicationFactor int16 // likewise
-	Options           []kgo.Opt
+	Partitions        int32     // of a topic that has to be created; -1 = the cluster's default
+	ReplicationFactor int16     // likewise
+	Options           []kgo.Opt // stand above those of the load
 }
 
 func (k Kafka) client(opts ...kgo.Opt) (*kgo.Client, error) {
-	all := append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("loadtest"), kgo.MetadataMinAge(100 * time.Millisecond)}, k.Options...)
-	c, err := kgo.NewClient(append(all, opts...)...)
+	all := append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("loadtest"), kgo.MetadataMinAge(100 * time.Millisecond)}, opts...)
+	c, err := kgo.NewClient(append(all, k.Options...)...)
 	if err != nil {
 		return nil, fmt.Errorf("configure client: %w", err)
 	}

@@ -40,6 +40,8 @@ type Verify struct {
 	Window   int           // unacknowledged messages of a device
 	History  string        // file that the history is written to, for a second look
 	Progress io.Writer
+	Until    <-chan struct{}                // ends the writing before Duration does; nil = it does not
+	Heard    func(who string, at time.Time) // called for every acknowledged write with its partition (or device); nil = nobody wants to know
 }
 
 // VerifyResult is what a run prints.
@@ -73,7 +75,7 @@ func (v Verify) Run(ctx context.Context) (VerifyResult, error) {
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
 	go m.Progress(watch, v.Progress)
-	log := &writeLog{pauses: map[string]*pause{}}
+	log := &writeLog{pauses: map[string]*pause{}, tell: v.Heard}
 	write := v.writeKafka
 	if v.Gateway != "" {
 		write = v.writeMQTT
@@ -126,6 +128,7 @@ type writeLog struct {
 	mu     sync.Mutex
 	writes []history.Write
 	pauses map[string]*pause
+	tell   func(who string, at time.Time)
 }
 
 type pause struct{ last, longest time.Duration }
@@ -138,6 +141,9 @@ func (l *writeLog) add(w history.Write) {
 
 // heard notes an acknowledgement for a partition or a device.
 func (l *writeLog) heard(who string, at time.Duration) {
+	if l.tell != nil {
+		l.tell(who, time.Now())
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := l.pauses[who]
@@ -212,7 +218,7 @@ func (v Verify) writer(ctx context.Context, run, name string, partitions int, s 
 		return err
 	}
 	defer c.Close()
-	for number := int64(0); ; number++ {
+	for number := int64(0); !v.over(); number++ {
 		at, _, ok := s.take(ctx)
 		if !ok {
 			break
@@ -237,6 +243,16 @@ func (v Verify) writer(ctx context.Context, run, name string, partitions int, s 
 		m.Failed(fmt.Errorf("writer %s: acknowledgements are missing %v after the last write: %w", name, v.Late, err))
 	}
 	return nil
+}
+
+// over tells whether the writing has been told to end.
+func (v Verify) over() bool {
+	select {
+	case <-v.Until:
+		return true
+	default:
+		return false
+	}
 }
 
 // judge reads the topic and checks; when what came over a gateway is still on its way, it looks again until v.Late is over.

@@ -58,7 +58,7 @@ func (d *verifyDevice) write(ctx context.Context, s *schedule) error {
 	if err := d.connect(ctx); err != nil {
 		return err
 	}
-	for number := int64(0); ; number++ {
+	for number := int64(0); !d.v.over(); number++ {
 		at, _, ok := s.take(ctx)
 		if !ok {
 			break

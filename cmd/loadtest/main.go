@@ -78,6 +78,7 @@ func root() *cobra.Command {
 		e2eCommand(&o),
 		verifyCommand(&o),
 		catchUpCommand(&o),
+		chaosCommand(&o),
 		overloadCommand(&o),
 		scaleCommand(&o),
 	)

@@ -1,0 +1,232 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	// readyMax bounds the wait for a node that starts: it may have to replay what was not in a checkpoint.
+	readyMax = 60 * time.Second
+	// stopMax bounds a clean stop: leadership is handed over and a checkpoint is written.
+	stopMax = 30 * time.Second
+	// tick is how often something is asked for that is waited for.
+	tick = 100 * time.Millisecond
+)
+
+// cluster is the nodes of a run and its gateway.
+type cluster struct {
+	net     network
+	dir     string
+	binary  string
+	boards  bool // the program has a fault switchboard
+	disks   []disk
+	nodes   []*process // node i+1 of the cluster is member i+1 of the network
+	gateway *process   // nil without
+}
+
+// members is how many namespaces there are: the nodes' and the gateway's.
+func members(nodes int) int { return nodes + 1 }
+
+func (c *cluster) gatewayMember() int { return len(c.nodes) + 1 }
+
+func (c *cluster) kafka(node int) string { return hostPort(c.net.address(node), kafkaPort) }
+func (c *cluster) http(node int) string  { return hostPort(c.net.address(node), httpPort) }
+func (c *cluster) mqtt() string          { return hostPort(c.net.address(c.gatewayMember()), mqttPort) }
+
+func hostPort(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
+
+// kafkas are the addresses of all nodes.
+func (c *cluster) kafkas() []string {
+	var out []string
+	for i := range c.nodes {
+		out = append(out, c.kafka(i+1))
+	}
+	return out
+}
+
+func (c *cluster) switchboard(node int) string {
+	return filepath.Join(c.dir, fmt.Sprintf("core-%d.sock", node))
+}
+
+// node makes the process of a node, which is not started yet.
+func (c *cluster) node(l *launcher, id int) *process {
+	name := fmt.Sprintf("core-%d", id)
+	p := &process{name: name, launcher: l, logFile: filepath.Join(c.dir, name+".log")}
+	p.env = func() []string {
+		if !c.boards {
+			return nil
+		}
+		return []string{"SLUICE_CHAOS=" + c.switchboard(id), "SLUICE_CHAOS_VOLATILE=1"}
+	}
+	p.command = func() command {
+		at := c.net.address(id)
+		cmd := c.net.inside(id, c.binary, "core", "--id", strconv.Itoa(id), "--data", c.disks[id-1].data(), "--rack", "rack"+strconv.Itoa(id),
+			"--kafka", hostPort(at, kafkaPort), "--node", hostPort(at, nodePort), "--http", hostPort(at, httpPort))
+		if join := c.join(id); join != "" {
+			cmd = append(cmd, "--join", join)
+		}
+		return cmd
+	}
+	return p
+}
+
+// join is whom a node asks for its cluster: the first node of a run founds one.
+func (c *cluster) join(id int) string {
+	if _, err := os.Stat(filepath.Join(c.disks[0].data(), "node.json")); id == 1 && err != nil {
+		return ""
+	}
+	var others []string
+	for m := range c.nodes {
+		if m+1 != id {
+			others = append(others, hostPort(c.net.address(m+1), nodePort))
+		}
+	}
+	return strings.Join(others, ",")
+}
+
+// edge makes the process of the gateway. Its configuration lets the devices of a closed network in.
+func (c *cluster) edge(l *launcher) (*process, error) {
+	at := c.net.address(c.gatewayMember())
+	data, file := filepath.Join(c.dir, "edge"), filepath.Join(c.dir, "edge.yaml")
+	config := fmt.Sprintf("dataDir: %s\nallowAnonymous: true\nmqtt: {listen: %q, webSocket: {listen: \"\"}}\nhttp: {listen: %q}\nuplink: {core: [%s]}\n",
+		data, hostPort(at, mqttPort), hostPort(at, edgePort), strings.Join(c.kafkas(), ", "))
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		return nil, fmt.Errorf("write the gateway's configuration: %w", err)
+	}
+	p := &process{name: "edge", launcher: l, logFile: filepath.Join(c.dir, "edge.log"), env: func() []string { return nil }}
+	p.command = func() command { return c.net.inside(c.gatewayMember(), c.binary, "edge", "-c", file) }
+	return p, nil
+}
+
+// start starts the nodes one after the other, so that the first founds the cluster, and then the gateway.
+func (c *cluster) start(ctx context.Context) error {
+	for i, n := range c.nodes {
+		if err := n.start(ctx); err != nil {
+			return err
+		}
+		if err := c.await(ctx, readyMax, n.name+" serves", func() error { return c.serves(ctx, i+1) }); err != nil {
+			return err
+		}
+	}
+	if c.gateway == nil {
+		return nil
+	}
+	if err := c.gateway.start(ctx); err != nil {
+		return err
+	}
+	return c.await(ctx, readyMax, "the gateway serves", func() error { return c.gatewayServes(ctx) })
+}
+
+// all are the processes, the gateway first.
+func (c *cluster) all() []*process {
+	if c.gateway == nil {
+		return c.nodes
+	}
+	return append([]*process{c.gateway}, c.nodes...)
+}
+
+// stop stops everything cleanly, all nodes at once: each may wait for the others' leadership otherwise.
+func (c *cluster) stop() error {
+	errs := make(chan error, len(c.nodes)+1)
+	for _, p := range c.all() {
+		go func() { errs <- p.stop(stopMax) }()
+	}
+	var all []error
+	for range c.all() {
+		all = append(all, <-errs)
+	}
+	return errors.Join(all...)
+}
+
+// end kills whatever still runs.
+func (c *cluster) end() {
+	for _, p := range c.all() {
+		p.signal(syscall.SIGCONT)
+		p.kill()
+	}
+}
+
+// died are the processes that ended without being told to.
+func (c *cluster) died() error {
+	var errs []error
+	for _, p := range c.all() {
+		errs = append(errs, p.died())
+	}
+	return errors.Join(errs...)
+}
+
+// errWaited is returned when something that is waited for did not come.
+var errWaited = errors.New("not in time")
+
+// await asks until fn succeeds, a process dies, or the bound is over.
+func (c *cluster) await(ctx context.Context, bound time.Duration, what string, fn func() error) error {
+	return await(ctx, bound, what, func() error {
+		if err := c.died(); err != nil {
+			return stopWaiting{err}
+		}
+		return fn()
+	})
+}
+
+// stopWaiting ends a wait early.
+type stopWaiting struct{ error }
+
+func (s stopWaiting) Unwrap() error { return s.error }
+
+func await(ctx context.Context, bound time.Duration, what string, fn func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, bound)
+	defer cancel()
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		err := fn()
+		if err == nil {
+			return nil
+		}
+		if s := (stopWaiting{}); errors.As(err, &s) {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w (%v): %w", what, errWaited, bound, err)
+		}
+	}
+}
+
+// pick finds the node that has a role now.
+func (c *cluster) pick(ctx context.Context, r Role) (int, error) {
+	views, err := c.views(ctx)
+	if err != nil {
+		return 0, err
+	}
+	leads, controller := leaderships(views)
+	most := slices.Index(leads, slices.Max(leads)) + 1
+	switch r {
+	case Leader:
+		return most, nil
+	case Controller:
+		return controller, nil
+	}
+	for i := range leads {
+		if i+1 != most && i+1 != controller {
+			return i + 1, nil
+		}
+	}
+	return most%len(c.nodes) + 1, nil
+}
+
+// another is a node that is not this one, chosen by a number.
+func (c *cluster) another(node, number int) int {
+	return (node-1+1+number%(len(c.nodes)-1))%len(c.nodes) + 1
+}

@@ -1,0 +1,177 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// launcher starts processes from one operating system thread that lives as long as the run: the kernel ends a child that asked for it when the
+// thread that started it ends, and Go ends threads as it likes.
+type launcher struct{ work chan func() }
+
+func newLauncher(ctx context.Context) *launcher {
+	l := &launcher{work: make(chan func())}
+	go func() {
+		runtime.LockOSThread()
+		for {
+			select {
+			case fn := <-l.work:
+				fn()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return l
+}
+
+// errNoLauncher is returned when a process is to be started after the run.
+var errNoLauncher = errors.New("the run is over")
+
+func (l *launcher) start(ctx context.Context, cmd *exec.Cmd) error {
+	done := make(chan error, 1)
+	select {
+	case l.work <- func() { done <- cmd.Start() }:
+		return <-done
+	case <-ctx.Done():
+		return errNoLauncher
+	}
+}
+
+// process is a program of the cluster, which is started and ended many times.
+type process struct {
+	name     string
+	launcher *launcher
+	command  func() command // of the next start
+	env      func() []string
+	logFile  string
+	mu       struct {
+		sync.Mutex
+		cmd    *exec.Cmd
+		ended  chan struct{} // closed when cmd has ended
+		how    error
+		wanted bool // it is meant to run
+	}
+}
+
+// start runs the program; it has not ended, or this is a bug of the caller.
+func (p *process) start(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.runningLocked() {
+		return fmt.Errorf("start %s: it runs", p.name)
+	}
+	log, err := os.OpenFile(p.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("open log of %s: %w", p.name, err)
+	}
+	defer log.Close()
+	c := p.command()
+	cmd := exec.Command(c[0], c[1:]...)
+	cmd.Env = append(os.Environ(), p.env()...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = processAttributes()
+	if err := p.launcher.start(ctx, cmd); err != nil {
+		return fmt.Errorf("start %s: %w", p.name, err)
+	}
+	ended := make(chan struct{})
+	p.mu.cmd, p.mu.ended, p.mu.wanted = cmd, ended, true
+	go func() {
+		err := cmd.Wait()
+		p.mu.Lock()
+		p.mu.how = err
+		p.mu.Unlock()
+		close(ended)
+	}()
+	return nil
+}
+
+func (p *process) runningLocked() bool {
+	if p.mu.cmd == nil {
+		return false
+	}
+	select {
+	case <-p.mu.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// died tells how a process ended that is meant to run.
+func (p *process) died() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.mu.wanted || p.runningLocked() {
+		return nil
+	}
+	if p.mu.how == nil {
+		return fmt.Errorf("%s ended by itself", p.name)
+	}
+	return fmt.Errorf("%s ended by itself: %w", p.name, p.mu.how)
+}
+
+// pid of the process, 0 when it does not run.
+func (p *process) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.runningLocked() {
+		return 0
+	}
+	return p.mu.cmd.Process.Pid
+}
+
+// signal sends s; a process that does not run gets nothing. SIGKILL and SIGTERM mean that it is no longer wanted.
+func (p *process) signal(s syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s == syscall.SIGKILL || s == syscall.SIGTERM {
+		p.mu.wanted = false
+	}
+	if p.runningLocked() {
+		_ = p.mu.cmd.Process.Signal(s) // it may have ended just now
+	}
+}
+
+// kill ends the process without warning and waits until it is gone.
+func (p *process) kill() {
+	p.signal(syscall.SIGKILL)
+	p.mu.Lock()
+	ended := p.mu.ended
+	p.mu.Unlock()
+	if ended != nil {
+		<-ended
+	}
+}
+
+// stop asks the process to end and waits; one that does not within the bound is killed and reported.
+func (p *process) stop(bound time.Duration) error {
+	p.signal(syscall.SIGTERM)
+	p.mu.Lock()
+	ended := p.mu.ended
+	p.mu.Unlock()
+	if ended == nil {
+		return nil
+	}
+	t := time.NewTimer(bound)
+	defer t.Stop()
+	select {
+	case <-ended:
+	case <-t.C:
+		p.kill()
+		return fmt.Errorf("%s did not stop within %v and was killed", p.name, bound)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mu.how != nil {
+		return fmt.Errorf("%s did not stop cleanly: %w", p.name, p.mu.how)
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package chaos
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"sluice/loadtest"
+)
+
+// Outcome is what became of one fault. Times are since the run began.
+type Outcome struct {
+	Fault  `json:"fault"`
+	Text   string        `json:"text"`
+	On     string        `json:"on"`            // the process, or two
+	Did    string        `json:"did,omitempty"` // what it changed, where that is not said by the fault
+	Began  time.Duration `json:"began"`
+	Ended  time.Duration `json:"ended"`
+	Healed time.Duration `json:"healed"`         // all in sync again; 0 = not within the bound
+	Judged bool          `json:"judged"`         // unavailability counts
+	Worst  gap           `json:"worst_gap"`      // the longest time without an acknowledged write that touches the fault
+	Gaps   []gap         `json:"gaps,omitempty"` // those of every partition and device, the longest first
+	Wrong  string        `json:"wrong,omitempty"`
+}
+
+// Summary is what all faults of a kind cost.
+type Summary struct {
+	Count     int           `json:"count"`
+	GapP50    time.Duration `json:"gap_p50"`
+	GapMax    time.Duration `json:"gap_max"`
+	HealP50   time.Duration `json:"heal_p50"`
+	HealMax   time.Duration `json:"heal_max"`
+	OverBound int           `json:"over_bound"` // judged and longer than allowed
+}
+
+// Report is the outcome of a run. Durations are in nanoseconds.
+type Report struct {
+	Seed        uint64                           `json:"seed"`
+	Run         string                           `json:"run"`
+	Dir         string                           `json:"dir"`
+	Began       time.Time                        `json:"began"`
+	Took        time.Duration                    `json:"took"`
+	Conditions  Conditions                       `json:"conditions"`
+	Planned     int                              `json:"planned"`
+	Faults      []Outcome                        `json:"faults"`
+	Kinds       map[Kind]Summary                 `json:"kinds"`
+	QuietGap    gap                              `json:"quiet_gap"` // the longest gap before the first fault: what the machine does by itself
+	Acked       int                              `json:"acked"`
+	Workloads   map[string]loadtest.VerifyResult `json:"workloads"`
+	Replicas    Replicas                         `json:"replicas"`
+	NotPossible []Kind                           `json:"not_possible"` // kinds that need the fault switchboard or a gateway
+	Violations  []string                         `json:"violations"`
+	Failed      string                           `json:"failed,omitempty"` // why the run did not get to its end: there is no verdict
+}
+
+// OK tells whether the cluster kept its promises.
+func (r *Report) OK() bool { return r.Failed == "" && len(r.Violations) == 0 }
+
+func (r *Report) violate(format string, args ...any) {
+	r.Violations = append(r.Violations, fmt.Sprintf(format, args...))
+}
+
+// judge fills in what is counted, and finds the violations.
+func (r *Report) judge() {
+	r.Kinds = map[Kind]Summary{}
+	of := map[Kind][]Outcome{}
+	for _, o := range r.Faults {
+		of[o.Kind] = append(of[o.Kind], o)
+		if o.Judged && o.Worst.Long > unavailableMax {
+			r.violate("unavailable: fault %d (%s, on %s): %s had no acknowledged write for %v", o.Number, o.Text, o.On, o.Worst.Who, round(o.Worst.Long))
+		}
+		if o.Wrong != "" {
+			r.violate("fault %d (%s, on %s): %s", o.Number, o.Text, o.On, o.Wrong)
+		}
+	}
+	for k, outcomes := range of {
+		r.Kinds[k] = summarise(outcomes)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Workloads)) {
+		if v := r.Workloads[name].Verdict; v != nil && !v.OK() {
+			r.violate("%s: %v, the first: %+v", name, v.Counts, v.Violations[0])
+		}
+	}
+	for _, d := range r.Replicas.Divergent {
+		r.violate("divergent: %s", d)
+	}
+}
+
+func summarise(outcomes []Outcome) (s Summary) {
+	var gaps, heals []time.Duration
+	for _, o := range outcomes {
+		gaps, heals = append(gaps, o.Worst.Long), append(heals, max(0, o.Healed-o.Ended))
+		if o.Judged && o.Worst.Long > unavailableMax {
+			s.OverBound++
+		}
+	}
+	slices.Sort(gaps)
+	slices.Sort(heals)
+	s.Count = len(outcomes)
+	s.GapP50, s.GapMax = gaps[len(gaps)/2], gaps[len(gaps)-1]
+	s.HealP50, s.HealMax = heals[len(heals)/2], heals[len(heals)-1]
+	return s
+}
+
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+
+// WriteText writes the report for people.
+func (r *Report) WriteText(w io.Writer) {
+	fmt.Fprintf(w, "\nseed %d: %d faults of %d in %v, %d acknowledged writes; longest gap before the first fault %v\n", r.Seed, len(r.Faults), r.Planned,
+		r.Took.Round(time.Second), r.Acked, round(r.QuietGap.Long))
+	fmt.Fprintf(w, "%-14s %5s  %10s %10s  %10s %10s\n", "fault", "count", "gap p50", "gap max", "heal p50", "heal max")
+	for _, k := range slices.Sorted(maps.Keys(r.Kinds)) {
+		s := r.Kinds[k]
+		bound := ""
+		if k.judged() {
+			bound = fmt.Sprintf("  (at most %v: %d over)", unavailableMax, s.OverBound)
+		}
+		fmt.Fprintf(w, "%-14s %5d  %10v %10v  %10v %10v%s\n", k, s.Count, round(s.GapP50), round(s.GapMax), round(s.HealP50), round(s.HealMax), bound)
+	}
+	if len(r.NotPossible) > 0 {
+		fmt.Fprintf(w, "not possible here: %v\n", r.NotPossible)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Workloads)) {
+		if v := r.Workloads[name].Verdict; v != nil {
+			fmt.Fprintf(w, "%s: sent %d, acknowledged %d, found %d, sent twice by the writer %d; violations %v\n", name, v.Sent, v.Acked, v.Found, v.Resent, v.Counts)
+		}
+	}
+	fmt.Fprintf(w, "replicas: %d partitions, %d bytes equal, %d end earlier, %d differ\n", r.Replicas.Partitions, r.Replicas.Bytes, r.Replicas.Shorter, len(r.Replicas.Divergent))
+	if r.Failed != "" {
+		fmt.Fprintf(w, "the run did not get to its end: %s\n", r.Failed)
+	}
+	if r.OK() {
+		fmt.Fprintln(w, "OK: nothing lost, doubled, reordered or divergent")
+		return
+	}
+	fmt.Fprintf(w, "%d violations:\n  %s\nreplay with --seed %d; what the nodes said is in %s\n", len(r.Violations), strings.Join(r.Violations, "\n  "), r.Seed, r.Dir)
+}

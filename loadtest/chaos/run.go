@@ -1,0 +1,356 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// healMax bounds the wait for a cluster that heals after a fault.
+	healMax = 90 * time.Second
+	// settle is the time without faults at the beginning, whose longest gap shows what the machine does by itself.
+	settle = 5 * time.Second
+	// endMax bounds clean-up after the run was told to end.
+	endMax = time.Minute
+)
+
+// Options of a run.
+type Options struct {
+	Binary      string // sluice; one built with the fault switchboard can do more
+	Dir         string // where the run's directory is made
+	Seed        uint64
+	Faults      int
+	DurationMax time.Duration // no fault begins later than this after the first
+	Nodes       int
+	Gateway     bool
+	Only        []Kind  // when given, no other kinds
+	Rate        float64 // records a second straight to the cluster
+	DeviceRate  float64 // messages a second over the gateway
+	Keep        bool    // keep the data also when all is well
+	Progress    io.Writer
+}
+
+// ErrOptions is returned when the options cannot be meant.
+var ErrOptions = errors.New("wrong options")
+
+func (o Options) validate() error {
+	switch {
+	case o.Nodes < 3:
+		return fmt.Errorf("%w: %d nodes: with less than 3 no node may be missing", ErrOptions, o.Nodes)
+	case o.Faults < 1 || o.DurationMax <= 0 || o.Rate <= 0 || o.DeviceRate <= 0:
+		return fmt.Errorf("%w: faults %d, duration %v, rates %v and %v: all have to be positive", ErrOptions, o.Faults, o.DurationMax, o.Rate, o.DeviceRate)
+	}
+	known := Conditions{Switchboard: true, Gateway: true}.kinds()
+	for _, k := range o.Only {
+		if !slices.Contains(known, k) {
+			return fmt.Errorf("%w: there is no fault %q, but %v", ErrOptions, k, known)
+		}
+	}
+	return nil
+}
+
+// run is a run under way.
+type run struct {
+	o        Options
+	owned    owned
+	cluster  *cluster
+	timeline *timeline
+	start    time.Time
+	report   *Report
+	noted    string // by the fault under way
+}
+
+// Run breaks a cluster as the seed says and reports what became of it. The error is about the run itself, ErrUnfit for one that this machine
+// cannot do; what is wrong with the cluster is in the report.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	if err := fit(); err != nil {
+		return nil, err
+	}
+	if err := sweep(ctx); err != nil {
+		return nil, fmt.Errorf("remove what earlier runs left: %w", err)
+	}
+	r, err := newRun(o)
+	if err != nil {
+		return nil, err
+	}
+	// What the processes hang on outlives the caller's wish to stop: they are stopped in order.
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	err = r.setUp(life)
+	if err == nil {
+		err = r.faultsAndVerdict(ctx)
+	}
+	if err != nil {
+		r.report.Failed = err.Error()
+	}
+	end, stop := context.WithTimeout(life, endMax)
+	defer stop()
+	return r.report, errors.Join(err, r.tearDown(end, err))
+}
+
+func newRun(o Options) (*run, error) {
+	pid := os.Getpid()
+	subnet, err := freeSubnet(pid)
+	if err != nil {
+		return nil, err
+	}
+	binary, err := filepath.Abs(o.Binary)
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", o.Binary, err)
+	}
+	if _, err := os.Stat(binary); err != nil {
+		return nil, fmt.Errorf("%w: %w: build it first", ErrOptions, err)
+	}
+	id := strconv.FormatUint(uint64(rand.Uint32N(36*36*36*36*36)), 36)
+	dir, err := filepath.Abs(filepath.Join(o.Dir, fmt.Sprintf("%d-%s", o.Seed, id)))
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", o.Dir, err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the run's directory: %w", err)
+	}
+	r := &run{o: o, owned: owned{PID: pid, Started: started(pid), ID: id, Dir: dir, Members: members(o.Nodes)}}
+	r.cluster = &cluster{net: network{id: id, subnet: subnet, members: members(o.Nodes)}, dir: dir, binary: binary}
+	r.report = &Report{Seed: o.Seed, Run: id, Dir: dir, Began: time.Now(), Planned: o.Faults, Faults: []Outcome{}, Violations: []string{}}
+	return r, nil
+}
+
+// setUp makes disks and network and starts the cluster.
+func (r *run) setUp(ctx context.Context) error {
+	c := r.cluster
+	if err := r.owned.write(); err != nil {
+		return err
+	}
+	if err := runAll(ctx, c.net.up()); err != nil {
+		return fmt.Errorf("make the network: %w", err)
+	}
+	l := newLauncher(ctx)
+	// A program without a switchboard does not look at what asks for one.
+	c.boards = true
+	for i := range r.o.Nodes {
+		name := fmt.Sprintf("core-%d", i+1)
+		d := disk{file: filepath.Join(c.dir, name+".img"), dir: filepath.Join(c.dir, name)}
+		if err := d.mount(ctx); err != nil {
+			return err
+		}
+		c.disks = append(c.disks, d)
+		c.nodes = append(c.nodes, c.node(l, i+1))
+	}
+	if r.o.Gateway {
+		var err error
+		if c.gateway, err = c.edge(l); err != nil {
+			return err
+		}
+	}
+	if err := c.start(ctx); err != nil {
+		return err
+	}
+	c.boards = switchboard{c.switchboard(1)}.answers(ctx)
+	return c.await(ctx, readyMax, "the cluster is whole", func() error { return c.healthy(ctx) })
+}
+
+// faultsAndVerdict lets the workloads work, does the faults, and judges.
+func (r *run) faultsAndVerdict(ctx context.Context) error {
+	r.start = time.Now()
+	r.timeline = newTimeline(r.start)
+	r.report.Conditions = Conditions{Switchboard: r.cluster.boards, Gateway: r.o.Gateway, Only: r.o.Only}
+	for _, k := range (Conditions{Switchboard: true, Gateway: true, Only: r.o.Only}).kinds() {
+		if !slices.Contains(r.report.Conditions.kinds(), k) {
+			r.report.NotPossible = append(r.report.NotPossible, k)
+		}
+	}
+	w, err := r.startWorkloads(ctx)
+	if err != nil {
+		return err
+	}
+	err = r.faults(ctx)
+	r.report.Acked = r.timeline.count()
+	r.report.Workloads, err = w.finish(err)
+	if err != nil {
+		return err
+	}
+	if err := r.cluster.stop(); err != nil {
+		r.report.violate("%v", err)
+	}
+	dirs := []string{}
+	for _, d := range r.cluster.disks {
+		dirs = append(dirs, d.data())
+	}
+	r.report.Replicas, err = CompareReplicas(dirs, func(p string) bool { return strings.HasPrefix(p, "__") })
+	r.report.Took = time.Since(r.start)
+	r.report.judge()
+	return err
+}
+
+// faults does what the schedule says until it or the time is over. A cluster that does not heal ends it.
+func (r *run) faults(ctx context.Context) error {
+	if err := sleep(ctx, settle); err != nil {
+		return err
+	}
+	r.report.QuietGap = first(r.timeline.gaps(settle/4, settle))
+	for _, f := range Schedule(r.o.Seed, r.o.Faults, r.report.Conditions) {
+		if time.Since(r.start) > r.o.DurationMax {
+			r.say("the time is over: %d faults of %d", len(r.report.Faults), r.o.Faults)
+			return nil
+		}
+		if err := sleep(ctx, f.Wait); err != nil {
+			return err
+		}
+		healed, err := r.fault(ctx, f)
+		if err != nil || !healed {
+			return err
+		}
+	}
+	return nil
+}
+
+func first(gaps []gap) gap {
+	if len(gaps) == 0 {
+		return gap{}
+	}
+	return gaps[0]
+}
+
+// fault does one fault from its beginning until the cluster has healed, and measures what it cost.
+func (r *run) fault(ctx context.Context, f Fault) (healed bool, err error) {
+	node := 0
+	if f.Role != "" {
+		if node, err = r.cluster.pick(ctx, f.Role); err != nil {
+			return false, err
+		}
+	}
+	o := Outcome{Fault: f, Text: f.String(), On: r.on(f, node), Judged: f.Kind.judged()}
+	r.say("%3d  %s: %s", f.Number, o.Text, o.On)
+	if err := r.hurt(ctx, f, node, &o); err != nil {
+		return false, fmt.Errorf("fault %d (%s, on %s): %w", f.Number, o.Text, o.On, err)
+	}
+	heal := r.cluster.await(ctx, healMax, "the cluster heals", func() error { return r.cluster.healthy(ctx) })
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	if heal == nil {
+		o.Healed = time.Since(r.start)
+	} else {
+		o.Wrong = heal.Error()
+	}
+	// A write that is under way now belongs to the fault too.
+	if err := sleep(ctx, unavailableMax/4); err != nil {
+		return false, err
+	}
+	o.Gaps = r.timeline.gaps(o.Began, time.Since(r.start))
+	o.Worst = first(o.Gaps)
+	r.report.Faults = append(r.report.Faults, o)
+	r.say("     %s", o.told())
+	return heal == nil, nil
+}
+
+// told is an outcome in a line.
+func (o Outcome) told() string {
+	text := fmt.Sprintf("longest gap %v (%s), ", round(o.Worst.Long), o.Worst.Who)
+	if o.Did != "" {
+		text = o.Did + ", " + text
+	}
+	if o.Wrong != "" {
+		return text + "NOT HEALED: " + o.Wrong
+	}
+	return text + fmt.Sprintf("healed %v after its end", round(max(0, o.Healed-o.Ended)))
+}
+
+// hurt begins a fault, waits for its time, and ends it. What has begun is ended also when the run is told to stop.
+func (r *run) hurt(ctx context.Context, f Fault, node int, o *Outcome) error {
+	acts := []action{r.act(f, node)}
+	if f.Also != nil {
+		acts = append([]action{r.act(*f.Also, node)}, acts...)
+	}
+	life := context.WithoutCancel(ctx)
+	r.noted = ""
+	o.Began = time.Since(r.start)
+	var begun []action
+	var err error
+	for _, a := range acts {
+		if err = a.begin(life); err != nil {
+			break
+		}
+		begun = append(begun, a)
+	}
+	if err == nil {
+		_ = sleep(ctx, f.For) // what comes next sees that the run is told to stop
+	}
+	errs := []error{err}
+	for _, a := range slices.Backward(begun) {
+		errs = append(errs, a.end(life))
+	}
+	o.Ended, o.Did = time.Since(r.start), r.noted
+	return errors.Join(errs...)
+}
+
+// on names whom a fault comes upon.
+func (r *run) on(f Fault, node int) string {
+	switch f.Kind {
+	case GatewayCut, GatewayDie:
+		return "edge"
+	case Blackout:
+		return "all nodes"
+	case Cut:
+		return fmt.Sprintf("core-%d and core-%d", node, r.cluster.another(node, f.Value))
+	case CutOneWay:
+		return fmt.Sprintf("core-%d to core-%d", node, r.cluster.another(node, f.Value))
+	}
+	return fmt.Sprintf("core-%d", node)
+}
+
+func (r *run) note(text string) { r.noted = text }
+
+func (r *run) say(format string, args ...any) {
+	if r.o.Progress == nil {
+		return
+	}
+	fmt.Fprintf(r.o.Progress, "%s %7.1f s  %s\n", time.Now().Format("15:04:05.0"), time.Since(r.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// tearDown removes everything; the data stay when something is wrong.
+func (r *run) tearDown(ctx context.Context, failed error) error {
+	r.cluster.end()
+	keep := r.o.Keep || failed != nil || !r.report.OK()
+	var errs []error
+	if keep {
+		errs = append(errs, r.keepData(ctx))
+	}
+	errs = append(errs, remove(ctx, r.owned))
+	if !keep {
+		errs = append(errs, os.RemoveAll(r.owned.Dir))
+	}
+	return errors.Join(errs...)
+}
+
+// keepData copies what is on the nodes' disks out of them.
+func (r *run) keepData(ctx context.Context) error {
+	var errs []error
+	for _, d := range r.cluster.disks {
+		errs = append(errs, execute(ctx, command{"cp", "-a", "--sparse=always", d.data(), d.dir + "-data"}))
+	}
+	return errors.Join(errs...)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
