@@ -154,6 +154,9 @@ func newCommand(k kind) (Command, error) {
 	case kindConfirmRemovals:
 		return &ConfirmRemovals{}, nil
 	}
+	if c := newMembershipCommand(k); c != nil {
+		return c, nil
+	}
 	return nil, fmt.Errorf("command kind %d: %w", k, ErrNewer)
 }
 

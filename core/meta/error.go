@@ -19,6 +19,7 @@ const (
 	CodePolicyViolation          int16 = 44
 	CodeUnknownTopicID           int16 = 100
 	CodeDuplicateRegistration    int16 = 101
+	CodeBrokerIDNotRegistered    int16 = 102
 	CodeInconsistentClusterID    int16 = 104
 )
 

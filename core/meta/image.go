@@ -26,6 +26,10 @@ type Image struct {
 	nextProducer  int64
 	answers       tree[string, answer] // by request id
 	answerOrder   tree[uint64, string] // log index to request id
+
+	replicaRemovals tree[string, ReplicaRemoval] // server + shard
+	unregistered    []Server                     // oldest first
+	balance         uint64                       // index of the request to balance, 0: none
 }
 
 // overrides are the dynamic settings of one resource.
@@ -51,6 +55,8 @@ type Node struct {
 	Addr        string `cbor:"6,keyasint,omitempty"` // host:port for other nodes
 	HTTPAddr    string `cbor:"7,keyasint,omitempty"`
 	Fenced      bool   `cbor:"8,keyasint,omitempty"` // was not reachable for the metadata leader
+	// Draining: it shall have no replicas. A registration does not change it.
+	Draining bool `cbor:"9,keyasint,omitempty"`
 }
 
 // Server returns the node as a member of Raft groups.
@@ -93,6 +99,10 @@ type Shard struct {
 	ModIndex uint64 `cbor:"9,keyasint"`
 	// Lost says that no majority of the data is left: its only replica's directory is gone.
 	Lost bool `cbor:"10,keyasint,omitempty"`
+	// Generation counts the changes of the wanted members by AssignShards.
+	Generation uint64 `cbor:"11,keyasint,omitempty"`
+	// Leaving are servers that were wanted members and may still be in the group, by id.
+	Leaving []Server `cbor:"12,keyasint,omitempty"`
 }
 
 // Preferred returns the node that shall lead the shard when it can.

@@ -43,6 +43,11 @@ const (
 	itemEnd
 )
 
+const (
+	itemReplicaRemoval itemKind = iota + 20
+	itemUnregistered
+)
+
 type item struct {
 	_    struct{} `cbor:",toarray"`
 	Kind itemKind
@@ -55,6 +60,7 @@ type clusterItem struct {
 	NextShard     ShardID `cbor:"3,keyasint"`
 	DefaultsIndex uint64  `cbor:"4,keyasint"`
 	NextProducer  int64   `cbor:"5,keyasint"`
+	Balance       uint64  `cbor:"6,keyasint,omitempty"`
 }
 
 type configItem struct {
@@ -102,6 +108,7 @@ func (i *Image) WriteSnapshot(w io.Writer) error {
 	s.write(append([]byte(snapshotMagic), snapshotVersion))
 	s.item(itemCluster, clusterItem{
 		Index: i.index, ClusterID: i.clusterID, NextShard: i.nextShard, DefaultsIndex: i.defaultsIndex, NextProducer: i.nextProducer,
+		Balance: i.balance,
 	})
 	for _, n := range i.nodes {
 		s.item(itemNode, n)
@@ -117,6 +124,12 @@ func (i *Image) WriteSnapshot(w io.Writer) error {
 	}
 	for _, r := range i.removals.all() {
 		s.item(itemRemoval, r)
+	}
+	for _, r := range i.replicaRemovals.all() {
+		s.item(itemReplicaRemoval, r)
+	}
+	for _, server := range i.unregistered {
+		s.item(itemUnregistered, server)
 	}
 	i.writeAnswers(s)
 	s.item(itemEnd, nil)
@@ -200,6 +213,10 @@ func (t *transition) restore(it item) error {
 		return unpack(it.Body, func(c configItem) { t.setConfig(c.Type, c.Name, c.Values) })
 	case itemRemoval:
 		return unpack(it.Body, func(r Removal) { t.removals = t.removals.put(r.key(), r) })
+	case itemReplicaRemoval:
+		return unpack(it.Body, func(r ReplicaRemoval) { t.replicaRemovals = t.replicaRemovals.put(r.key(), r) })
+	case itemUnregistered:
+		return unpack(it.Body, func(s Server) { t.unregistered = append(t.unregistered, s) })
 	case itemAnswer:
 		return unpack(it.Body, t.restoreAnswer)
 	}
@@ -208,7 +225,7 @@ func (t *transition) restore(it item) error {
 
 func (t *transition) restoreCluster(c clusterItem) {
 	t.index, t.clusterID, t.nextShard = c.Index, c.ClusterID, c.NextShard
-	t.defaultsIndex, t.nextProducer = c.DefaultsIndex, c.NextProducer
+	t.defaultsIndex, t.nextProducer, t.balance = c.DefaultsIndex, c.NextProducer, c.Balance
 }
 
 func (t *transition) restoreTopic(topic *Topic) {

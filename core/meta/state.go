@@ -127,15 +127,21 @@ func (c *Init) apply(t *transition) Result {
 
 func (c *RegisterNode) apply(t *transition) Result {
 	n := c.Node
-	n.Fenced = false
+	n.Fenced, n.Draining = false, false
 	old, known := t.Node(n.ID)
+	if t.Unregistered(n.Server()) {
+		return Result{Err: Errorf(CodeBrokerIDNotRegistered,
+			"Node %d was removed from the cluster: give it an empty data directory to let it join again", n.ID)}
+	}
 	if known && old.Incarnation != n.Incarnation {
 		if !old.Fenced {
 			return Result{Err: Errorf(CodeDuplicateRegistration,
 				"Node id %d belongs to another data directory (incarnation %s) that is alive: give this node an id of its own, or stop the other one first", n.ID, old.Incarnation)}
 		}
 		t.replaceServer(old.Server(), n.Server())
+		t.dropReplicaRemovals(old.Server())
 	}
+	n.Draining = known && old.Draining
 	t.putNode(n)
 	return Result{}
 }
@@ -149,7 +155,7 @@ func (t *transition) replaceServer(old, now Server) {
 			continue
 		}
 		t.changeShard(s.ID, func(s *Shard) {
-			s.Lost = s.Lost || len(s.Voters) == 1
+			s.Lost = s.Lost || len(s.Voters) == 1 && len(s.Leaving) == 0 // one that is leaving has the data
 			s.Voters = slices.Clone(s.Voters)
 			s.Voters[slices.Index(s.Voters, old)] = now
 			s.ModIndex = t.index
