@@ -49,6 +49,12 @@ type commandRequest struct {
 	Report     *meta.ReportShard         `cbor:"9,keyasint,omitempty"`
 	Confirm    *meta.ConfirmRemovals     `cbor:"10,keyasint,omitempty"`
 	Fence      *meta.FenceNode           `cbor:"11,keyasint,omitempty"`
+
+	Drain   *meta.DrainNode              `cbor:"20,keyasint,omitempty"`
+	Move    *moveRequest                 `cbor:"21,keyasint,omitempty"`
+	Remove  *removeRequest               `cbor:"22,keyasint,omitempty"`
+	Removed *meta.ReplicasRemoved        `cbor:"23,keyasint,omitempty"`
+	Deleted *meta.ConfirmReplicaRemovals `cbor:"24,keyasint,omitempty"`
 }
 
 type createTopicsRequest struct {

@@ -57,6 +57,13 @@ const (
 	opRegister
 )
 
+// Requests of membership.
+const (
+	opRemoved op = iota + 20 // the node was removed from the cluster
+	opOverview
+	opElect
+)
+
 type status uint8
 
 const (

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -64,6 +65,8 @@ type Options struct {
 	CheckpointBytes int64
 	// RetentionInterval and PreferredDelay: zero means the defaults above.
 	RetentionInterval, PreferredDelay time.Duration
+	// JoinStable is how long a node has answered before it gets replicas; zero means 5 s.
+	JoinStable time.Duration
 	// ReserveBytes of the disk stay free: with less, no records are taken for the shards that this node votes in. Zero means 1 GiB or a
 	// twentieth of the disk, whichever is less, but at least what the node's replicas may have in flight.
 	ReserveBytes int64
@@ -95,6 +98,11 @@ type Controller struct {
 	current  chan struct{}                             // closed when the image is known to be recent
 	ready    chan struct{}
 	leaving  atomic.Bool
+
+	balanceWake chan struct{} // the balancer shall look now
+	removed     chan struct{} // closed when this node was removed from the cluster
+	removedOnce sync.Once
+	onDisk      map[meta.ShardID]bool // replicas found at the start; belongs to reconcile
 }
 
 // Open locks and reads the data directory and binds the listener. It starts nothing: Run does.
@@ -111,6 +119,7 @@ func Open(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, log: o.Logger, id: id, machine: newMachine(),
 		progress: newNotifier(), current: make(chan struct{}), ready: make(chan struct{}),
+		balanceWake: make(chan struct{}, 1), removed: make(chan struct{}),
 	}
 	if err := c.open(); err != nil {
 		_ = id.close()
@@ -129,6 +138,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.JoinStable == 0 {
+		o.JoinStable = joinStable
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -227,6 +239,7 @@ func (c *Controller) serve(ctx context.Context) error {
 	run, ctx := errgroup.WithContext(ctx)
 	run.Go(func() error { c.lead.run(ctx); return nil })
 	run.Go(func() error { c.members.run(ctx); return nil })
+	run.Go(func() error { c.lead.runBalance(ctx); return nil })
 	run.Go(func() error { c.disks.run(ctx); return nil })
 	run.Go(func() error { c.keepPeers(ctx); return nil })
 	run.Go(func() error { return c.register(ctx) })
@@ -244,7 +257,12 @@ func (c *Controller) watchMetadata(ctx context.Context, g *shard.Group) error {
 		if err := g.Err(); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("metadata group stopped: %w", err)
 		}
+		if c.Image().Unregistered(c.id.server()) {
+			return ErrRemoved
+		}
 		select {
+		case <-c.removed:
+			return ErrRemoved
 		case <-changed:
 		case <-tick.C:
 		case <-ctx.Done():

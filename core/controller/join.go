@@ -31,12 +31,19 @@ const (
 var (
 	// ErrRefused is returned when the cluster does not want this node: its id is in use.
 	ErrRefused = errors.New("cluster refused this node")
+	// ErrRemoved is returned when this node was removed from the cluster: what its data directory holds is not needed any more.
+	ErrRemoved = errors.New("this node was removed from the cluster")
 	// errNotFounded is returned while the first leader has not yet committed the cluster's id.
 	errNotFounded = errors.New("the cluster is being founded")
 )
 
 type joinRequest struct {
 	Node meta.Node `cbor:"1,keyasint"`
+}
+
+// moveAnswer is what a node hears that has moved to another address.
+type moveAnswer struct {
+	Removed bool `cbor:"1,keyasint,omitempty"` // it was removed from the cluster
 }
 
 type joinAnswer struct {
@@ -230,8 +237,12 @@ func (c *Controller) announce(ctx context.Context) {
 			continue
 		}
 		call, cancel := context.WithTimeout(ctx, announceTimeout)
-		err := c.pool.call(call, p.ID, opRegister, r, nil)
+		var answer moveAnswer
+		err := c.pool.call(call, p.ID, opRegister, r, &answer)
 		cancel()
+		if answer.Removed {
+			c.removedOnce.Do(func() { close(c.removed) })
+		}
 		if err == nil {
 			return
 		}
@@ -240,12 +251,15 @@ func (c *Controller) announce(ctx context.Context) {
 }
 
 // acceptMove registers a node of this cluster on its behalf.
-func (c *Controller) acceptMove(ctx context.Context, n meta.Node) error {
+func (c *Controller) acceptMove(ctx context.Context, n meta.Node) (*moveAnswer, error) {
+	if c.Image().Unregistered(n.Server()) {
+		return &moveAnswer{Removed: true}, nil
+	}
 	if known, ok := c.Image().Node(n.ID); !ok || known.Incarnation != n.Incarnation {
-		return fmt.Errorf("register node %d: not a node of this cluster", n.ID)
+		return nil, fmt.Errorf("register node %d: not a node of this cluster", n.ID)
 	}
 	res, err := c.submit(ctx, &commandRequest{Command: cmdRegister, Register: &meta.RegisterNode{Node: n}})
-	return oneError(res, err)
+	return &moveAnswer{}, oneError(res, err)
 }
 
 func (c *Controller) tryRegister(ctx context.Context) error {

@@ -42,12 +42,16 @@ type lead struct {
 		term uint64
 		seen map[meta.Server]time.Time // last answer to a ping
 		down map[meta.Server]bool      // does not answer, is not waited for
+		// alive is since when a server answers without a break, and levels what it can apply (meta.Level).
+		alive  map[meta.Server]time.Time
+		levels map[meta.Server]uint8
 	}
 }
 
 func newLead(c *Controller) *lead {
 	l := &lead{c: c}
 	l.mu.seen, l.mu.down = make(map[meta.Server]time.Time), make(map[meta.Server]bool)
+	l.mu.alive, l.mu.levels = make(map[meta.Server]time.Time), make(map[meta.Server]uint8)
 	return l
 }
 
@@ -104,6 +108,12 @@ func (l *lead) commit(ctx context.Context, r *commandRequest) (meta.Result, []me
 	}
 	l.plan.Lock()
 	defer l.plan.Unlock()
+	if res, ok := l.c.Image().Answer(r.ID); ok {
+		return res, l.concerned(r, l.c.Image()), nil
+	}
+	if res, known, err := l.membership(ctx, r); known {
+		return res, nil, err
+	}
 	return l.commitPlanned(ctx, r)
 }
 
@@ -119,9 +129,6 @@ func (l *lead) direct(ctx context.Context, ok bool, cmd meta.Command) (meta.Resu
 
 func (l *lead) commitPlanned(ctx context.Context, r *commandRequest) (meta.Result, []meta.ShardID, error) {
 	image := l.c.Image()
-	if res, ok := image.Answer(r.ID); ok {
-		return res, l.concerned(r, image), nil
-	}
 	p := newPlanner(image, l.live, l.c.o.Defaults)
 	switch {
 	case r.Command == cmdCreateTopics && r.Create != nil:
@@ -239,8 +246,13 @@ func (l *lead) setDown(s meta.Server, down bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.down[s] = down
-	if !down {
-		l.mu.seen[s] = time.Now()
+	if down {
+		delete(l.mu.alive, s)
+		return
+	}
+	l.mu.seen[s] = time.Now()
+	if _, ok := l.mu.alive[s]; !ok {
+		l.mu.alive[s] = time.Now()
 	}
 }
 
@@ -385,6 +397,8 @@ func (l *lead) begin(image *meta.Image) {
 		l.mu.term = term
 		clear(l.mu.seen)
 		clear(l.mu.down)
+		clear(l.mu.alive)
+		clear(l.mu.levels)
 	}
 	for _, n := range image.Nodes() {
 		if _, ok := l.mu.seen[n.Server()]; !ok {
@@ -401,6 +415,9 @@ func (l *lead) ping(ctx context.Context, n meta.Node) {
 	err := l.c.pool.call(call, n.ID, opPing, nil, &pong)
 	alive := err == nil && pong.Server == n.Server() && !pong.Leaving
 	l.setDown(n.Server(), !alive)
+	if alive {
+		l.learnLevel(n.Server(), pong.Level)
+	}
 	fence := n.Fenced
 	switch {
 	case alive:
@@ -412,6 +429,12 @@ func (l *lead) ping(ctx context.Context, n meta.Node) {
 		l.c.log.Info("node changed", "node", n.ID, "fenced", fence)
 		_, _ = l.propose(ctx, meta.RequestID{}, &meta.FenceNode{Server: n.Server(), Fenced: fence})
 	}
+}
+
+func (l *lead) learnLevel(s meta.Server, level uint8) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.levels[s] = level
 }
 
 func (l *lead) silent(s meta.Server) time.Duration {

@@ -2,16 +2,13 @@ package controller
 
 import (
 	"context"
-	"fmt"
-	"slices"
 	"time"
 
 	"sluice/core/meta"
-	"sluice/core/shard"
 )
 
 const (
-	// membersInterval is how often the members of a group are compared with the wanted ones.
+	// membersInterval is how often the members of the metadata group are compared with the wanted ones.
 	membersInterval = 500 * time.Millisecond
 	// changeTimeout bounds one change of a group's members.
 	changeTimeout = 10 * time.Second
@@ -23,79 +20,7 @@ const (
 // failures than the odd one below it.
 func metadataVoters(n int) int { return min(n-(n+1)%2, votersMax) }
 
-// membership is what a group's leader wants of its members.
-type membership struct {
-	want   []meta.Server // all members
-	voters int           // how many of them vote
-	usable func(meta.Server) bool
-}
-
-// step makes at most one change towards the wanted members and tells whether it made one. The
-// order keeps the group safe: a new member copies what there is before it votes, and what it
-// replaces goes when it is there.
-func (m *membership) step(ctx context.Context, g *shard.Group, self meta.Server) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
-	defer cancel()
-	have := g.Replicas()
-	for _, s := range m.want {
-		if !slices.ContainsFunc(have, func(r shard.Replica) bool { return r.Server == s }) && m.usable(s) {
-			return true, named("add", s, g.AddNonvoter(ctx, s))
-		}
-	}
-	if s, ok := m.promotable(have); ok {
-		return true, named("promote", s, g.AddVoter(ctx, s))
-	}
-	if s, ok := m.removable(have); ok && s != self {
-		return true, named("remove", s, g.RemoveServer(ctx, s))
-	}
-	return false, nil
-}
-
-func named(what string, s meta.Server, err error) error {
-	if err != nil {
-		return fmt.Errorf("%s member %s: %w", what, s, err)
-	}
-	return nil
-}
-
-// wantedVoters counts the members that vote and shall stay.
-func (m *membership) wantedVoters(have []shard.Replica) int {
-	n := 0
-	for _, r := range have {
-		if r.Voter && slices.Contains(m.want, r.Server) {
-			n++
-		}
-	}
-	return n
-}
-
-func (m *membership) promotable(have []shard.Replica) (meta.Server, bool) {
-	if m.wantedVoters(have) >= m.voters {
-		return meta.Server{}, false
-	}
-	for _, s := range m.want {
-		at := slices.IndexFunc(have, func(r shard.Replica) bool { return r.Server == s })
-		if at >= 0 && !have[at].Voter && have[at].InSync && m.usable(s) {
-			return s, true
-		}
-	}
-	return meta.Server{}, false
-}
-
-// removable returns a member that is not wanted, once all that should vote do.
-func (m *membership) removable(have []shard.Replica) (meta.Server, bool) {
-	if m.wantedVoters(have) < m.voters {
-		return meta.Server{}, false
-	}
-	for _, r := range have {
-		if !slices.Contains(m.want, r.Server) {
-			return r.Server, true
-		}
-	}
-	return meta.Server{}, false
-}
-
-// members keeps the metadata group's members: all registered nodes, the first of them with a vote.
+// members keeps the metadata group's members: all registered nodes, an odd number of them with a vote.
 type members struct {
 	c  *Controller
 	ch chan struct{}
@@ -138,13 +63,52 @@ func (m *members) pass(ctx context.Context) (changed bool, err error) {
 	if len(nodes) == 0 {
 		return false, nil
 	}
-	want := membership{voters: metadataVoters(len(nodes)), usable: func(s meta.Server) bool { return m.c.lead.live(s.Node) }}
-	for _, n := range nodes {
-		want.want = append(want.want, n.Server())
+	r := &roster{have: m.c.group().Replicas(), self: m.c.id.server(), usable: func(s meta.Server) bool { return m.c.lead.live(s.Node) }}
+	next := r.towardsQuorum(m.quorum())
+	if next.what == actNothing {
+		return false, nil
 	}
-	changed, err = want.step(ctx, m.c.group(), m.c.id.server())
-	if changed && err == nil {
-		m.c.log.Info("changed the members of the metadata group", "members", len(m.c.group().Replicas()))
+	if err := next.apply(ctx, m.c.group()); err != nil {
+		return false, err
 	}
-	return changed, err
+	m.c.log.Info("changed the members of the metadata group", "change", actionNames[next.what], "server", next.who, "members", len(m.c.group().Replicas()))
+	return true, nil
+}
+
+// quorum says who shall vote. A node that drains counts, and keeps its vote where nobody can take it, until it has no replicas
+// any more and is about to go.
+func (m *members) quorum() *quorum {
+	image := m.c.Image()
+	q := &quorum{bad: func(s meta.Server) bool {
+		n, ok := image.Node(s.Node)
+		return !ok || n.Draining || m.c.lead.longDead(s)
+	}}
+	staying := 0
+	for _, n := range image.Nodes() {
+		q.nodes = append(q.nodes, n.Server())
+		staying += boolToInt(!n.Draining || holdsReplicas(image, n.Server()))
+	}
+	q.target = metadataVoters(max(staying, 1))
+	return q
+}
+
+// holdsReplicas tells whether a server has replicas, or has still to delete some.
+func holdsReplicas(image *meta.Image, s meta.Server) bool { return replicaCount(image, s) > 0 }
+
+// replicaCount counts the replicas that a server has as far as the metadata knows.
+func replicaCount(image *meta.Image, s meta.Server) int {
+	n := len(image.ReplicaRemovals(s))
+	for _, sh := range image.Shards() {
+		n += boolToInt(!sh.Lost && sh.Has(s) || leaves(sh, s))
+	}
+	return n
+}
+
+func leaves(sh *meta.Shard, s meta.Server) bool {
+	for _, x := range sh.Leaving {
+		if x == s {
+			return true
+		}
+	}
+	return false
 }

@@ -24,16 +24,18 @@ type placement struct {
 	created []meta.ShardSpec
 	voters  map[meta.ShardID][]meta.Server
 	load    map[meta.ShardID]int // partitions, with the planned ones
+	factor  map[meta.ShardID]int // how many voters a shard shall have
 }
 
 func newPlacement(image *meta.Image, live func(meta.NodeID) bool, perNode int) *placement {
 	p := &placement{
 		image: image, live: live, perNode: perNode,
 		voters: make(map[meta.ShardID][]meta.Server), load: make(map[meta.ShardID]int),
+		factor: make(map[meta.ShardID]int),
 	}
 	for _, s := range image.Shards() {
 		if !s.Lost {
-			p.voters[s.ID], p.load[s.ID] = s.Voters, s.Partitions
+			p.voters[s.ID], p.load[s.ID], p.factor[s.ID] = s.Voters, s.Partitions, int(s.ReplicationFactor)
 		}
 	}
 	return p
@@ -44,6 +46,7 @@ func (p *placement) undoTo(mark int) {
 	for _, s := range p.created[mark:] {
 		delete(p.voters, s.ID)
 		delete(p.load, s.ID)
+		delete(p.factor, s.ID)
 	}
 	p.created = p.created[:mark]
 }
@@ -51,7 +54,7 @@ func (p *placement) undoTo(mark int) {
 func (p *placement) add(voters []meta.Server) meta.ShardID {
 	id := p.image.NextShard() + meta.ShardID(len(p.created))
 	p.created = append(p.created, meta.ShardSpec{ID: id, Voters: voters})
-	p.voters[id], p.load[id] = voters, 0
+	p.voters[id], p.load[id], p.factor[id] = voters, 0, len(voters)
 	return id
 }
 
@@ -65,7 +68,7 @@ func (p *placement) pool(rf int) []meta.ShardID {
 	}
 	var ids []meta.ShardID
 	for id, voters := range p.voters {
-		if len(voters) == rf && p.live(voters[0].Node) && p.hasMajority(voters) {
+		if p.factor[id] == rf && p.mayLead(voters[0].Node) && p.hasMajority(voters) {
 			ids = append(ids, id)
 		}
 	}
@@ -73,9 +76,14 @@ func (p *placement) pool(rf int) []meta.ShardID {
 	return ids
 }
 
-// leaders are the nodes that may be preferred leaders of new shards: the live ones.
+// leaders are the nodes that may be preferred leaders of new shards: the live ones that do not drain.
 func (p *placement) leaders() []meta.Node {
-	return slices.DeleteFunc(slices.Clone(p.image.Nodes()), func(n meta.Node) bool { return !p.live(n.ID) })
+	return slices.DeleteFunc(slices.Clone(p.image.Nodes()), func(n meta.Node) bool { return !p.mayLead(n.ID) })
+}
+
+func (p *placement) mayLead(id meta.NodeID) bool {
+	n, ok := p.image.Node(id)
+	return ok && !n.Draining && p.live(id)
 }
 
 func (p *placement) hasMajority(voters []meta.Server) bool {
@@ -91,8 +99,8 @@ func (p *placement) hasMajority(voters []meta.Server) bool {
 // led counts the shards with rf voters that a node shall lead.
 func (p *placement) led(node meta.NodeID, rf int) int {
 	n := 0
-	for _, voters := range p.voters {
-		if len(voters) == rf && voters[0].Node == node {
+	for id, voters := range p.voters {
+		if p.factor[id] == rf && voters[0].Node == node {
 			n++
 		}
 	}
@@ -110,7 +118,7 @@ func (p *placement) replicas() map[meta.NodeID]int {
 	return n
 }
 
-// chooseVoters returns rf voters that begin with the leader: live nodes first, then racks not yet
+// chooseVoters returns rf voters that begin with the leader: nodes that are alive and do not drain first, then racks not yet
 // used, then the nodes with the fewest replicas, then the next higher id.
 func (p *placement) chooseVoters(leader meta.Node, rf int) []meta.Server {
 	voters := []meta.Server{leader.Server()}
@@ -120,7 +128,7 @@ func (p *placement) chooseVoters(leader meta.Node, rf int) []meta.Server {
 	for len(voters) < rf && len(rest) > 0 {
 		rank := func(n meta.Node) [4]int64 {
 			return [4]int64{
-				boolRank(!p.live(n.ID)), boolRank(racks[n.Rack]), int64(count[n.ID]),
+				boolRank(!p.mayLead(n.ID)), boolRank(racks[n.Rack]), int64(count[n.ID]),
 				(int64(n.ID) - int64(leader.ID)) & (1<<32 - 1), // a ring: after the leader come the higher ids
 			}
 		}

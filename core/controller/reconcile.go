@@ -24,14 +24,14 @@ const (
 	reconcileWaitMax = 5 * time.Second
 )
 
-// reconcile compares the shards that this node shall have with those that are open, and opens what
-// is missing. One goroutine does it, on every change of the metadata. It closes and deletes
-// nothing: a replica goes only on an explicit record, and none is written yet.
+// reconcile compares the shards that this node shall have with those that are open, opens what
+// is missing, and deletes what an explicit record says is to go. One goroutine does it, on every change of the metadata.
 func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
 	wait, last := reconcileWait, ""
+	c.findReplicas()
 	for {
 		changed, progress := c.Changed(), c.progress.wait()
-		err := c.openWanted(ctx, run)
+		err := errors.Join(c.openWanted(ctx, run), c.removeReplicas(ctx))
 		var retry <-chan time.Time
 		if err != nil {
 			if err.Error() != last {
@@ -55,12 +55,12 @@ func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
 
 func (c *Controller) openWanted(ctx context.Context, run *errgroup.Group) error {
 	var errs []error
-	self := c.id.server()
-	for _, s := range c.Image().Shards() {
+	image := c.Image()
+	for _, s := range image.Shards() {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if s.Has(self) && c.replica(s.ID) == nil && (c.isCurrent() || c.hasReplica(s.ID)) {
+		if c.shallOpen(image, s) {
 			errs = append(errs, c.openShard(ctx, run, s))
 		}
 	}
@@ -95,12 +95,14 @@ func (c *Controller) openShard(ctx context.Context, run *errgroup.Group, s *meta
 	if err != nil {
 		return errors.Join(fmt.Errorf("open shard %d: %w", s.ID, err), set.Close())
 	}
-	r := &replica{c: c, id: s.ID, group: group, set: set}
+	ctx, cancel := context.WithCancel(ctx)
+	r := &replica{c: c, id: s.ID, group: group, set: set, cancel: cancel}
 	next := maps.Clone(c.replicaMap())
 	next[s.ID] = r
 	c.replicas.Store(&next)
-	run.Go(func() error { r.run(ctx); return nil })
-	run.Go(func() error { c.runSet(ctx, r); return nil })
+	r.running.Add(2)
+	run.Go(func() error { defer r.running.Done(); r.run(ctx); return nil })
+	run.Go(func() error { defer r.running.Done(); c.runSet(ctx, r); return nil })
 	return nil
 }
 
@@ -117,7 +119,7 @@ func (c *Controller) shardPeers(id meta.ShardID) []partition.Peer {
 		return nil
 	}
 	var out []partition.Peer
-	for _, v := range s.Voters {
+	for _, v := range slices.Concat(s.Voters, s.Leaving) { // those that leave have the data still
 		if v.Node == c.Self() {
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -43,6 +44,9 @@ type replica struct {
 	// done is the metadata index up to which the shard has all that it shall have, and doneTerm the
 	// term in which this node saw to that; 0 while it does not lead.
 	done, doneTerm atomic.Uint64
+
+	cancel  context.CancelFunc // ends run and the set's
+	running sync.WaitGroup
 
 	// The rest belongs to run.
 	term           uint64
@@ -147,14 +151,19 @@ func (r *replica) servesFrom(index uint64) (term uint64, ok bool) {
 	return term, ok && r.doneTerm.Load() == term && r.done.Load() >= index
 }
 
-// isr returns the wanted members that are in sync, in the order of the wanted ones.
+// isr returns the voters that are in sync: the wanted ones in their order, then those that are to leave and are still needed.
 func (r *replica) isr(s *meta.Shard) []meta.NodeID {
 	replicas := r.group.Replicas()
 	var out []meta.NodeID
 	for _, v := range s.Voters {
-		self := v.Node == r.c.Self()
+		self := v == r.c.id.server()
 		if self || slices.ContainsFunc(replicas, func(x shard.Replica) bool { return x.Server == v && x.Voter && x.InSync }) {
 			out = append(out, v.Node)
+		}
+	}
+	for _, x := range replicas {
+		if x.Voter && (x.InSync || x.Server.Node == r.c.Self()) && !slices.Contains(out, x.Server.Node) && !s.Has(x.Server) && slices.Contains(s.Leaving, x.Server) {
+			out = append(out, x.Server.Node)
 		}
 	}
 	return out
@@ -267,14 +276,6 @@ func (r *replica) confirm(ctx context.Context, removals []meta.Removal) error {
 		return fmt.Errorf("confirm removals of shard %d: %w", r.id, err)
 	}
 	return nil
-}
-
-// keepMembers brings in the new incarnation of a node that lost its directory, and takes the old
-// one out.
-func (r *replica) keepMembers(ctx context.Context, s *meta.Shard) error {
-	want := membership{want: s.Voters, voters: len(s.Voters), usable: r.usable}
-	_, err := want.step(ctx, r.group, r.c.id.server())
-	return err
 }
 
 func (r *replica) usable(s meta.Server) bool {

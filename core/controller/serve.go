@@ -14,6 +14,8 @@ type pingAnswer struct {
 	Server  meta.Server `cbor:"1,keyasint"`
 	Leaving bool        `cbor:"2,keyasint,omitempty"`
 	Disk    *DiskState  `cbor:"3,keyasint,omitempty"`
+	// Level is what the node can apply; a release that does not tell has none.
+	Level uint8 `cbor:"4,keyasint,omitempty"`
 }
 
 // awaitRequest asks a node to wait until it has applied Index and knows a leader of each shard, in
@@ -44,7 +46,10 @@ func (c *Controller) serveControl(ctx context.Context, _ meta.NodeID, conn net.C
 func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error) {
 	switch r.Op {
 	case opPing:
-		return &pingAnswer{Server: c.id.server(), Leaving: c.leaving.Load(), Disk: c.disks.own()}, nil
+		return &pingAnswer{Server: c.id.server(), Leaving: c.leaving.Load(), Disk: c.disks.own(), Level: meta.Level}, nil
+	case opRemoved:
+		c.removedOnce.Do(func() { close(c.removed) })
+		return nil, nil
 	case opIndex:
 		return c.lead.readIndex(ctx)
 	case opAwait:
@@ -64,7 +69,7 @@ func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error)
 		if err := wireDecoding.Unmarshal(r.Body, &reg); err != nil {
 			return nil, fmt.Errorf("decode registration: %w", err)
 		}
-		return nil, c.acceptMove(ctx, reg.Node)
+		return c.acceptMove(ctx, reg.Node)
 	}
 	return nil, fmt.Errorf("unknown request %d", r.Op)
 }

@@ -139,6 +139,14 @@ func newConfigTable(groups ...[]*ConfigKey) *ConfigTable {
 // Keys returns all keys by name. The slice and what it points to are shared: read only.
 func (t *ConfigTable) Keys() []*ConfigKey { return t.keys }
 
+// Default returns the value of a name where nobody has set it, "" for a name that is not known.
+func (t *ConfigTable) Default(name string) string {
+	if k := t.Key(name); k != nil {
+		return k.Default
+	}
+	return ""
+}
+
 // Key returns the key of that name, or nil.
 func (t *ConfigTable) Key(name string) *ConfigKey { return t.byName[name] }
 

@@ -49,6 +49,12 @@ func (k *ConfigKey) limit(check func(string) string) *ConfigKey {
 	return k
 }
 
+// Names of settings of our own.
+const (
+	AutoBalanceEnable = "auto.balance.enable"
+	AutoBalanceDeadMs = "auto.balance.dead.node.ms"
+)
+
 const (
 	docKept   = "Kept for Kafka's tools; it changes nothing here. "
 	docThread = docKept + "Goroutines are not counted in pools."
@@ -105,6 +111,8 @@ var brokerNodeKeys = []*ConfigKey{
 	brokerKey("auto.leader.rebalance.enable", TypeBoolean, "true", ReadOnly, "Leadership goes back to the first replica once that is in sync."),
 	brokerKey("leader.imbalance.check.interval.seconds", TypeLong, "5", ReadOnly, "How long a first replica must be in sync before leadership goes back to it."),
 	brokerKey("leader.imbalance.per.broker.percentage", TypeInt, "0", ReadOnly, docKept+"Every shard's leadership goes back."),
+	brokerKey(AutoBalanceEnable, TypeBoolean, "true", ClusterWide, "Whether replicas and leaders are spread anew by themselves when a node has joined, has come back or was dead for long. A node that drains is emptied in any case."),
+	brokerKey(AutoBalanceDeadMs, TypeLong, "600000", ClusterWide, "After how long without an answer the replicas of a node are made elsewhere, where a node can take them; 0 for never.").limit(atLeast(0)),
 	brokerKey("controlled.shutdown.enable", TypeBoolean, "true", ReadOnly, "A node that stops hands its leaderships over first."),
 	brokerKey("replica.lag.time.max.ms", TypeLong, "30000", ReadOnly, docRaft),
 	brokerKey("replica.fetch.min.bytes", TypeInt, "1", ReadOnly, docRaft),

@@ -9,6 +9,7 @@ const (
 	CodeUnknownTopicOrPartition  int16 = 3
 	CodeRequestTimedOut          int16 = 7
 	CodeInvalidTopic             int16 = 17
+	CodeUnsupportedVersion       int16 = 35
 	CodeTopicAlreadyExists       int16 = 36
 	CodeInvalidPartitions        int16 = 37
 	CodeInvalidReplicationFactor int16 = 38

@@ -55,6 +55,8 @@ type DrainNode struct {
 type UnregisterNode struct {
 	Server Server `cbor:"1,keyasint"`
 	Dead   bool   `cbor:"2,keyasint,omitempty"`
+	// LoseData gives up the shards that have no other member.
+	LoseData bool `cbor:"3,keyasint,omitempty"`
 }
 
 // ReplicasRemoved says that servers are no longer members of a shard's group, and that this is committed there. It counts in the
@@ -225,6 +227,9 @@ func (c *UnregisterNode) apply(t *transition) Result {
 	case !ok || n.Server() != c.Server:
 		return Result{Err: unknownNode(c.Server.Node)}
 	}
+	if c.LoseData {
+		t.loseShards(c.Server)
+	}
 	if err := t.checkEmpty(c); err != nil {
 		return Result{Err: err}
 	}
@@ -255,6 +260,15 @@ func (t *transition) checkEmpty(c *UnregisterNode) *Error {
 		return Errorf(CodeInvalidRequest, "Node %d has still to delete replicas of %d shards.", c.Server.Node, leaving)
 	}
 	return nil
+}
+
+// loseShards marks the shards whose data only one server had.
+func (t *transition) loseShards(only Server) {
+	for _, s := range slices.Clone(t.shards) {
+		if len(s.Voters) == 1 && s.Has(only) && len(s.Leaving) == 0 && !s.Lost {
+			t.changeShard(s.ID, func(s *Shard) { s.Lost, s.ModIndex = true, t.index })
+		}
+	}
 }
 
 func (t *transition) dropReplicaRemovals(s Server) {

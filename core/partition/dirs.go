@@ -408,3 +408,19 @@ func (d *Dirs) syncMetadata(path string) error {
 	}
 	return nil
 }
+
+// RemoveShard removes the directories of a shard's partitions that nobody has claimed: this node is no longer a member of the shard.
+func (d *Dirs) RemoveShard(shard meta.ShardID) error {
+	names, err := d.fs.List(d.root)
+	if err != nil {
+		return fmt.Errorf("list data directory: %w", err)
+	}
+	var errs []error
+	for _, name := range names {
+		path := filepath.Join(d.root, name)
+		if c, err := d.readMetadata(path); err == nil && c.shard == shard {
+			errs = append(errs, d.remove(path))
+		}
+	}
+	return errors.Join(append(errs, d.Sync())...)
+}

@@ -143,3 +143,31 @@ func (g *Group) change(ctx context.Context, what string, s meta.Server, fn func(
 	g.slog.Info(what, "server", s.String())
 	return nil
 }
+
+// Demote takes a member's vote and keeps it as a member. It waits as RemoveServer does.
+func (g *Group) Demote(ctx context.Context, s meta.Server) error {
+	if err := g.await(ctx, func() bool { return g.canSpare(s) }); err != nil {
+		return fmt.Errorf("demote %s of shard %d: %w: %w", s, g.id, ErrNotInSync, err)
+	}
+	return g.change(ctx, "demote voter", s, func(r *raft.Raft) raft.Future {
+		return r.DemoteVoter(serverID(s), 0, stopTimeout)
+	})
+}
+
+// Committed returns the members that this leader's group certainly has: what Replicas lists may not be committed yet. It waits
+// for a barrier, and returns ErrNotLeader when the term changes meanwhile.
+func (g *Group) Committed(ctx context.Context) ([]Replica, error) {
+	term, leads := g.leads()
+	if !leads || !g.queue.acquire(0) {
+		return nil, ErrNotLeader
+	}
+	replicas := g.Replicas()
+	p := g.queue.follow(g.raft().Barrier(0), 0)
+	if _, err := p.Wait(ctx); err != nil {
+		return nil, fmt.Errorf("commit members of shard %d: %w", g.id, err)
+	}
+	if now, leads := g.leads(); !leads || now != term {
+		return nil, ErrNotLeader
+	}
+	return replicas, nil
+}
