@@ -1,0 +1,231 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"sluice/core/meta"
+)
+
+// grow starts a further node that takes replicas at once.
+func grow(t *testing.T, all []*member, id meta.NodeID) []*member {
+	t.Helper()
+	m := start(t, brisk(options(id, all[0].Addr())))
+	return append(slices.Clone(all), m)
+}
+
+// brisk makes a node that does not wait before it moves replicas and leaders.
+func brisk(o Options) Options {
+	o.JoinStable, o.PreferredDelay = time.Millisecond, 200*time.Millisecond
+	return o
+}
+
+func briskTrio(t *testing.T) []*member {
+	t.Helper()
+	a := start(t, brisk(options(1)))
+	all := []*member{a}
+	for id := range 2 {
+		all = grow(t, all, meta.NodeID(id+2))
+	}
+	a.eventually("three voters", func() bool { return voters(a) == 3 })
+	return all
+}
+
+// replicasOn counts the wanted and remaining replicas of a node.
+func replicasOn(image *meta.Image, id meta.NodeID) int {
+	n, _ := image.Node(id)
+	return replicaCount(image, n.Server())
+}
+
+// still tells whether no replica is on its way and everybody is in sync.
+func still(image *meta.Image) bool {
+	for _, s := range image.Shards() {
+		if len(s.Leaving) > 0 || !s.Lost && len(s.ISR) != len(s.Voters) {
+			return false
+		}
+	}
+	return image.BalanceRequest() == 0
+}
+
+func balanced(image *meta.Image, nodes ...meta.NodeID) bool {
+	least, most, leads := 1<<30, 0, map[meta.NodeID]int{}
+	for _, s := range image.Shards() {
+		leads[s.Leader]++
+	}
+	for _, id := range nodes {
+		n := replicasOn(image, id)
+		least, most = min(least, n), max(most, n)
+		if leads[id] == 0 {
+			return false
+		}
+	}
+	return still(image) && most-least <= 1
+}
+
+// holds checks that every replica of a topic has the same n records in each partition.
+func holds(t *testing.T, all []*member, topic string, n int64) {
+	t.Helper()
+	for _, m := range all {
+		tp := m.Image().Topic(topic)
+		for _, p := range tp.Partitions {
+			if s := m.Image().Shard(p.Shard); s.Has(m.id.server()) {
+				m.eventually(fmt.Sprintf("%d records of %s-%d", n, topic, p.Index), func() bool {
+					part, _, ok := m.Local(tp.ID, p.Index)
+					return ok && part.End() == n
+				})
+			}
+		}
+	}
+}
+
+func TestFourthNodeGetsReplicasAndLeaders(t *testing.T) {
+	all := briskTrio(t)
+	all[0].create(meta.NewTopic{Name: "t", Partitions: 6, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
+	fill(t, all, "t", 20)
+	fill(t, all, "one", 5)
+	all = grow(t, all, 4)
+	fourth := all[3]
+	fourth.eventually("its share of replicas and leaders", func() bool { return balanced(fourth.Image(), 1, 2, 3, 4) })
+	leads := 0
+	for _, s := range fourth.Image().Shards() {
+		if s.Leader == 4 && s.Partitions > 0 {
+			leads++
+		}
+	}
+	if leads == 0 {
+		t.Error("the new node leads no shard with partitions")
+	}
+	holds(t, all, "t", 20)
+	holds(t, all, "one", 5)
+	for _, m := range all {
+		m.eventually("only wanted replicas", func() bool { return len(m.replicaMap()) == replicasOn(m.Image(), m.Self()) })
+		onlyWanted(t, m)
+	}
+	served(t, all, "t")
+	fill(t, all, "t", 5)
+	holds(t, all, "t", 25)
+}
+
+// onlyWanted checks that a node has no directory of a partition whose replica it does not have.
+func onlyWanted(t *testing.T, m *member) {
+	t.Helper()
+	names, err := m.o.FS.List("/data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for tp := range m.Image().Topics() {
+		for _, p := range tp.Partitions {
+			has := m.Image().Shard(p.Shard).Has(m.id.server())
+			if dir := fmt.Sprintf("%s-%d", tp.Name, p.Index); slices.Contains(names, dir) != has {
+				t.Errorf("node %d: replica of %s wanted: %t, there: %t", m.Self(), dir, has, !has)
+			}
+		}
+	}
+}
+
+func TestDrainAndRemove(t *testing.T) {
+	all := grow(t, briskTrio(t), 4)
+	all[3].create(meta.NewTopic{Name: "t", Partitions: 8, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 4, ReplicationFactor: 1})
+	fill(t, all, "t", 20)
+	fill(t, all, "one", 5)
+	ctx := context.Background()
+	first, rest := all[0], all[1:]
+	if err := first.RemoveNode(ctx, 1, false, false); err == nil {
+		t.Fatal("a node with replicas was removed")
+	}
+	if err := rest[0].Drain(ctx, 1, false); err != nil {
+		t.Fatal(err)
+	}
+	rest[0].eventually("node 1 to be empty", func() bool { return replicasOn(rest[0].Image(), 1) == 0 && still(rest[0].Image()) })
+	holds(t, rest, "t", 20)
+	holds(t, rest, "one", 5)
+	onlyWanted(t, first)
+	rest[0].eventually("node 1 to be removed", func() bool { return rest[1].RemoveNode(ctx, 1, false, false) == nil })
+	select {
+	case <-first.done:
+	case <-time.After(patience):
+		t.Fatal("the removed node goes on")
+	}
+	leader := leaderOf(t, rest)
+	leader.eventually("three voters", func() bool { return voters(leader) == 3 && len(leader.group().Replicas()) == 3 })
+	rest[2].create(plain("after"))
+	served(t, rest, "after")
+	fill(t, rest, "t", 5)
+	holds(t, rest, "t", 25)
+}
+
+func TestDeadNodeIsReplaced(t *testing.T) {
+	all := grow(t, briskTrio(t), 4)
+	all[0].create(meta.NewTopic{Name: "t", Partitions: 8, ReplicationFactor: 3})
+	fill(t, all, "t", 20)
+	change := meta.ConfigChange{Type: meta.ResourceBroker, Set: map[string]string{meta.AutoBalanceDeadMs: "1000"}}
+	if err := all[0].AlterConfigs(context.Background(), []meta.ConfigChange{change})[0]; err != nil {
+		t.Fatal(err)
+	}
+	victim := all[3]
+	rest := all[:3]
+	victim.crash()
+	rest[0].eventually("its replicas elsewhere", func() bool {
+		for _, s := range rest[0].Image().Shards() {
+			if s.Has(victim.id.server()) || len(s.ISR) != 3 || len(s.Leaving) > 0 {
+				return false
+			}
+		}
+		return true
+	})
+	holds(t, rest, "t", 20)
+	back := victim.restart()
+	all[3] = back
+	back.eventually("its share again", func() bool { return balanced(back.Image(), 1, 2, 3, 4) })
+	holds(t, all, "t", 20)
+	onlyWanted(t, back)
+}
+
+func TestDeadNodeIsRemovedByForce(t *testing.T) {
+	all := briskTrio(t)
+	all[0].create(meta.NewTopic{Name: "t", Partitions: 6, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 3, ReplicationFactor: 1})
+	fill(t, all, "t", 20)
+	ctx := context.Background()
+	victim, rest := all[2], all[:2]
+	if err := rest[0].RemoveNode(ctx, 3, true, false); err == nil {
+		t.Fatal("a node that is alive was removed by force")
+	}
+	victim.crash()
+	rest[0].eventually("fenced", func() bool { n, _ := rest[0].Image().Node(3); return n.Fenced })
+	rest[0].eventually("removal refused for the data only it has", func() bool {
+		err := rest[0].RemoveNode(ctx, 3, true, false)
+		return err != nil && len(err.Error()) > 0
+	})
+	rest[0].eventually("removal", func() bool { return rest[0].RemoveNode(ctx, 3, true, true) == nil })
+	rest[0].eventually("two replicas each", func() bool {
+		for _, s := range rest[0].Image().Shards() {
+			if !s.Lost && (s.Has(victim.id.server()) || len(s.Leaving) > 0) {
+				return false
+			}
+		}
+		return true
+	})
+	rest = grow(t, rest, 5)
+	fifth := rest[2]
+	fifth.eventually("three replicas again", func() bool {
+		for _, s := range fifth.Image().Shards() {
+			if !s.Lost && len(s.ISR) != int(s.ReplicationFactor) {
+				return false
+			}
+		}
+		return true
+	})
+	holds(t, rest, "t", 20)
+	old := launch(t, victim.o)
+	select {
+	case <-old.done:
+		if old.err == nil {
+			t.Error("the removed node ended without saying why")
+		}
+	case <-time.After(patience):
+		t.Fatal("the removed node was let in again")
+	}
+}
