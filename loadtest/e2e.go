@@ -86,7 +86,7 @@ func (l EndToEnd) publish(ctx context.Context, run uint64, w *waiting) error {
 		if clients[i], err = l.connect(ctx, i, ignored); err != nil {
 			return err
 		}
-		defer clients[i].c.close()
+		defer clients[i].c.Close()
 	}
 	s, err := newSchedule(l.Rate, l.Messages, l.Duration)
 	if err != nil {

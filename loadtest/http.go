@@ -12,6 +12,9 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
+// httpTimeout bounds reading and writing of one request.
+const httpTimeout = 10 * time.Second
+
 // HTTP is a load of ingest requests.
 type HTTP struct {
 	URL      string // such as http://127.0.0.1:8080/v1/ingest/load
@@ -38,7 +41,7 @@ func (l HTTP) Run(ctx context.Context) (Result, error) {
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
 	go m.Progress(watch, l.Progress)
-	client := &fasthttp.Client{MaxConnsPerHost: l.Clients, ReadTimeout: mqttTimeout, WriteTimeout: mqttTimeout}
+	client := &fasthttp.Client{MaxConnsPerHost: l.Clients, ReadTimeout: httpTimeout, WriteTimeout: httpTimeout}
 	err = workers(ctx, l.Clients, func(ctx context.Context, i int) error {
 		for {
 			at, _, ok := s.take(ctx)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"sluice/loadtest/mqttwire"
 )
 
 // MQTT is a load of published messages.
@@ -44,7 +46,7 @@ func (l MQTT) Run(ctx context.Context) (Result, error) {
 		if clients[i], err = l.connect(ctx, i, m); err != nil {
 			return Result{}, err
 		}
-		defer clients[i].c.close()
+		defer clients[i].c.Close()
 	}
 	m.start = time.Now() // connecting is not part of it
 	s, err := newSchedule(l.Rate, l.Messages, l.Duration)
@@ -61,7 +63,7 @@ func (l MQTT) Run(ctx context.Context) (Result, error) {
 
 // mqttLoad is one publishing client with its window.
 type mqttLoad struct {
-	c      *mqttClient
+	c      *mqttwire.Client
 	number int
 	topic  string
 	meter  *Meter
@@ -77,7 +79,7 @@ func (l MQTT) connect(ctx context.Context, i int, m *Meter) (*mqttLoad, error) {
 		c.slots <- uint16(id + 1)
 	}
 	var err error
-	c.c, _, err = dialMQTT(ctx, brokerAddr(l.Broker), fmt.Sprintf("loadtest-%d", i), true, c.acked)
+	c.c, _, err = mqttwire.Dial(ctx, brokerAddr(l.Broker), mqttwire.Options{ID: fmt.Sprintf("loadtest-%d", i), Clean: true, Acked: c.acked})
 	return c, err
 }
 
@@ -103,7 +105,7 @@ func (c *mqttLoad) run(ctx context.Context, s *schedule, qos byte, payload func(
 			return err
 		}
 	}
-	if err := c.c.flush(); err != nil {
+	if err := c.c.Flush(); err != nil {
 		return err
 	}
 	return c.drain(ctx)
@@ -111,7 +113,7 @@ func (c *mqttLoad) run(ctx context.Context, s *schedule, qos byte, payload func(
 
 func (c *mqttLoad) publish(ctx context.Context, at time.Time, n int64, qos byte, payload func(int64) []byte) error {
 	if qos == 0 {
-		err := c.c.publish(c.topic, payload(n), 0, 0, false)
+		err := c.c.Publish(c.topic, payload(n), 0, 0, false)
 		if err == nil {
 			c.meter.Done(c.number, at, c.size)
 		}
@@ -121,13 +123,13 @@ func (c *mqttLoad) publish(ctx context.Context, at time.Time, n int64, qos byte,
 	select {
 	case id = <-c.slots:
 	default: // the window is full: let go what is written, then wait
-		if err := c.c.flush(); err != nil {
+		if err := c.c.Flush(); err != nil {
 			return err
 		}
 		select {
 		case id = <-c.slots:
-		case <-c.c.closed:
-			return fmt.Errorf("connection lost: %w", c.c.err)
+		case <-c.c.Closed():
+			return fmt.Errorf("connection lost: %w", c.c.Err())
 		case <-ctx.Done():
 			return nil
 		}
@@ -135,11 +137,11 @@ func (c *mqttLoad) publish(ctx context.Context, at time.Time, n int64, qos byte,
 	c.mu.Lock()
 	c.began[id] = at
 	c.mu.Unlock()
-	if err := c.c.publish(c.topic, payload(n), qos, id, false); err != nil {
+	if err := c.c.Publish(c.topic, payload(n), qos, id, false); err != nil {
 		return err
 	}
 	if len(c.slots) == 0 || alone(at) {
-		return c.c.flush()
+		return c.c.Flush()
 	}
 	return nil
 }
@@ -149,15 +151,15 @@ func alone(at time.Time) bool { return time.Since(at) < time.Millisecond }
 
 // drain waits for the acknowledgements that are still due.
 func (c *mqttLoad) drain(ctx context.Context) error {
-	late := time.NewTimer(mqttTimeout)
+	late := time.NewTimer(mqttwire.Timeout)
 	defer late.Stop()
 	for range cap(c.slots) {
 		select {
 		case <-c.slots:
-		case <-c.c.closed:
-			return fmt.Errorf("connection lost: %w", c.c.err)
+		case <-c.c.Closed():
+			return fmt.Errorf("connection lost: %w", c.c.Err())
 		case <-late.C:
-			return fmt.Errorf("client %d: acknowledgements are missing %v after the last message", c.number, mqttTimeout)
+			return fmt.Errorf("client %d: acknowledgements are missing %v after the last message", c.number, mqttwire.Timeout)
 		case <-ctx.Done():
 			return nil
 		}

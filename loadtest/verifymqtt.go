@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sluice/loadtest/history"
+	"sluice/loadtest/mqttwire"
 )
 
 const (
@@ -38,7 +39,7 @@ type verifyDevice struct {
 	name   string
 	meter  *Meter
 	log    *writeLog
-	client *mqttClient
+	client *mqttwire.Client
 	id     uint16
 	freed  chan struct{} // something was acknowledged
 	mu     sync.Mutex
@@ -98,10 +99,10 @@ func (d *verifyDevice) flying() int {
 }
 
 func (d *verifyDevice) publish(f *flying, dup bool) error {
-	if err := d.client.publish(d.topic(), numbered(d.run, d.name, f.number, d.v.Size), qosVerify, f.id, dup); err != nil {
+	if err := d.client.Publish(d.topic(), numbered(d.run, d.name, f.number, d.v.Size), qosVerify, f.id, dup); err != nil {
 		return err
 	}
-	return d.client.flush()
+	return d.client.Flush()
 }
 
 // pause waits for an acknowledgement, or for the connection to be lost or silent, which is mended.
@@ -113,7 +114,7 @@ func (d *verifyDevice) pause(ctx context.Context) error {
 		return d.connect(ctx)
 	case <-d.freed:
 		return nil
-	case <-d.client.closed:
+	case <-d.client.Closed():
 		return d.connect(ctx)
 	case <-ctx.Done():
 		return ctx.Err()
@@ -124,11 +125,10 @@ func (d *verifyDevice) pause(ctx context.Context) error {
 func (d *verifyDevice) connect(ctx context.Context) error {
 	for {
 		if d.client != nil {
-			d.client.conn.Close()
-			<-d.client.closed
+			d.client.Abort()
 			d.client = nil
 		}
-		c, _, err := dialMQTT(ctx, brokerAddr(d.v.Gateway), "verify-"+d.run+"-"+d.name, false, d.acked)
+		c, _, err := mqttwire.Dial(ctx, brokerAddr(d.v.Gateway), mqttwire.Options{ID: "verify-" + d.run + "-" + d.name, Acked: d.acked})
 		if err == nil {
 			d.client = c
 			if err = d.resend(); err == nil {
@@ -185,7 +185,7 @@ func (d *verifyDevice) finish(ctx context.Context) {
 		}
 	}
 	if d.client != nil {
-		if err := d.client.close(); err != nil {
+		if err := d.client.Close(); err != nil {
 			d.meter.Failed(fmt.Errorf("close: %w", err))
 		}
 	}

@@ -17,10 +17,9 @@ type Session struct {
 }
 
 type progress struct {
-	next      int64 // offset that is due; -1 = any
-	end       int64
-	start     int64
-	delivered int64
+	next  int64 // offset that is due; -1 = any
+	end   int64
+	start int64
 }
 
 // Session begins a reader.
@@ -66,6 +65,16 @@ func (p *partition) startsLocked(who string, start int64) {
 	p.mu.start = max(p.mu.start, start)
 }
 
+// OutOfRange notes that the reader was told that its position is out of range, and forgets the position.
+func (s *Session) OutOfRange(t *Topic, partition int32) {
+	p := t.parts[partition]
+	g := s.at(p)
+	if g.next >= p.startSeen() {
+		p.report(Violation{Kind: Stale, Offset: g.next}, "%s had read up to %d and was told that this is out of range", s.name, g.next)
+	}
+	g.next = -1
+}
+
 // Read notes a record. Records of a partition come in the log's order.
 func (s *Session) Read(t *Topic, partition int32, r Record) {
 	p := t.parts[partition]
@@ -80,8 +89,7 @@ func (s *Session) Read(t *Topic, partition int32, r Record) {
 // read compares with what others read at the offset, and with what was sent.
 func (p *partition) read(who string, r Record) {
 	e := p.t.h.entryOf(p.t, r)
-	first := p.remember(who, r, e)
-	if !first || e.writer == foreign {
+	if first := p.remember(who, r, e); !first || e.writer == foreign && p.t.options.Shared {
 		return
 	}
 	v := Violation{Writer: r.Writer, Number: r.Number, Offset: r.Offset}
@@ -91,7 +99,7 @@ func (p *partition) read(who string, r Record) {
 		p.report(v, "%s was given a record of a writer that does not write here", who)
 		return
 	}
-	sent, ok := w.what(r.Number)
+	sent, ok := w.wasRead(r.Number)
 	switch {
 	case !ok:
 		v.Kind = Invented

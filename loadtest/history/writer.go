@@ -41,6 +41,7 @@ const (
 const (
 	resent flags = 1 << iota // sent again by the writer itself
 	found                    // in Check: read somewhere
+	read                     // some reader was given it
 )
 
 const (
@@ -161,6 +162,32 @@ func (w *Writer) what(n int64) (r write, ok bool) {
 		return write{}, false
 	}
 	return *w.atLocked(n), true
+}
+
+// wasRead is what, for a reader that was given the record.
+func (w *Writer) wasRead(n int64) (r write, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n < 0 || n >= w.mu.next {
+		return write{}, false
+	}
+	w.atLocked(n).flags |= read
+	return *w.atLocked(n), true
+}
+
+// Unread is how many acknowledged records no reader has been given yet.
+func (h *History) Unread() (n int64) {
+	_, writers := h.all()
+	for _, w := range writers {
+		w.mu.Lock()
+		for i := range w.mu.next {
+			if r := w.atLocked(i); r.flags&read == 0 && (r.state == acked || r.state == stored) {
+				n++
+			}
+		}
+		w.mu.Unlock()
+	}
+	return n
 }
 
 // appendTime keeps one time a millisecond, in order.

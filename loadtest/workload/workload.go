@@ -142,8 +142,10 @@ type Workload interface {
 type Set struct {
 	c     Config
 	topic *history.Topic // of numbered records
-	list  []Workload
-	stats Stats
+	// ingested is the topic that gateways write to; nil without devices.
+	ingested *history.Topic
+	list     []Workload
+	stats    Stats
 }
 
 // New makes the workloads. Nothing is sent before Setup.

@@ -20,12 +20,16 @@ import (
 	"time"
 )
 
-const (
-	// offset moves every port, so that the tests run beside a cluster on the usual ones.
-	offset = 10000
-	// patience bounds waits for things that take a second or two on a quiet machine.
-	patience = 60 * time.Second
-)
+// patience bounds waits for things that take a second or two on a quiet machine.
+const patience = 60 * time.Second
+
+// offset moves every port, so that the tests run beside a cluster on the usual ones; OFFSET in the environment sets another.
+var offset = func() int {
+	if n, err := strconv.Atoi(os.Getenv("OFFSET")); err == nil {
+		return n
+	}
+	return 10000
+}()
 
 func port(p int) string { return "127.0.0.1:" + strconv.Itoa(p+offset) }
 
