@@ -50,7 +50,7 @@ func disk(logger *slog.Logger, dataDir string) (vfs.FS, error) {
 	if err := openBoard(logger); err != nil {
 		return nil, err
 	}
-	fs, err := board.FS(vfs.OS, dataDir)
+	fs, err := board.FS(vfs.OS, dataDir, os.Getenv(chaos.EnvVolatile))
 	if err != nil {
 		return nil, fmt.Errorf("put the switchboard before %s: %w", dataDir, err)
 	}

@@ -364,6 +364,7 @@ func (m *Mem) MkdirAll(dir string) error {
 	for _, part := range split(dir) {
 		next := node.entries[part]
 		if next == nil {
+			m.syncDirLocked(node) // as OS does, and so that no older change of this name comes after it
 			next = newMemDir()
 			node.entries[part] = next
 			node.durable[part] = next
@@ -419,6 +420,11 @@ func (m *Mem) SyncDir(dir string) error {
 	if err != nil {
 		return err
 	}
+	m.syncDirLocked(node)
+	return nil
+}
+
+func (m *Mem) syncDirLocked(node *memNode) {
 	rest := m.mu.dirOps[:0]
 	for _, op := range m.mu.dirOps {
 		if op.setIn != node && op.dropIn != node {
@@ -434,7 +440,6 @@ func (m *Mem) SyncDir(dir string) error {
 	}
 	clear(m.mu.dirOps[len(rest):])
 	m.mu.dirOps = rest
-	return nil
 }
 
 // Free implements FS.

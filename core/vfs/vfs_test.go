@@ -17,13 +17,16 @@ func fileSystems(t *testing.T) map[string]struct {
 	fs  FS
 	dir string
 } {
+	dir := t.TempDir()
 	return map[string]struct {
 		fs  FS
 		dir string
 	}{
-		"os":    {OS, t.TempDir()},
-		"mem":   {NewMem(), "/"},
-		"fault": {NewFault(NewMem()), ""},
+		"os":             {OS, t.TempDir()},
+		"mem":            {NewMem(), "/"},
+		"fault":          {NewFault(NewMem()), ""},
+		"volatile":       {newVolatile(t, NewMem(), ""), ""},
+		"volatile of os": {newVolatile(t, OS, dir), dir},
 	}
 }
 

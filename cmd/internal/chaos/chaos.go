@@ -15,6 +15,8 @@ import (
 	"maps"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,9 +53,10 @@ type Board struct {
 
 // disk is the file system below one data directory.
 type disk struct {
-	root  string
-	fault *vfs.Fault
-	rules *vfs.Rules
+	root     string
+	volatile *vfs.Volatile // nil: writes go to the file system as they come
+	fault    *vfs.Fault
+	rules    *vfs.Rules
 }
 
 // New returns a board with everything healthy.
@@ -66,16 +69,40 @@ func New(logger *slog.Logger) *Board {
 // Now is the shifted wall clock.
 func (b *Board) Now() time.Time { return b.clock.Now() }
 
-// FS puts the switchboard between a data directory and its file system.
-func (b *Board) FS(inner vfs.FS, root string) (vfs.FS, error) {
+// FS puts the switchboard between a data directory and its file system. volatile is what EnvVolatile says.
+func (b *Board) FS(inner vfs.FS, root, volatile string) (vfs.FS, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	d := &disk{root: root, fault: vfs.NewFault(inner)}
+	d := &disk{root: root}
+	if volatile != "" {
+		seed, err := volatileSeed(volatile)
+		if err != nil {
+			return nil, err
+		}
+		if d.volatile, err = vfs.NewVolatile(inner, root, vfs.VolatileOptions{Seed: seed}); err != nil {
+			return nil, fmt.Errorf("keep writes in memory: %w", err)
+		}
+		inner = d.volatile
+	}
+	d.fault = vfs.NewFault(inner)
 	if err := d.set(b.mu.rules); err != nil {
 		return nil, err
 	}
 	b.mu.disks = append(b.mu.disks, d)
 	return d.fault, nil
+}
+
+// volatileSeed reads the value of EnvVolatile: 1, or seed:N with N from 1 on.
+func volatileSeed(text string) (uint64, error) {
+	if text == "1" {
+		return 0, nil
+	}
+	number, ok := strings.CutPrefix(text, "seed:")
+	seed, err := strconv.ParseUint(number, 10, 64)
+	if !ok || err != nil || seed == 0 {
+		return 0, fmt.Errorf("%s=%s: must be 1 or seed:N", EnvVolatile, text)
+	}
+	return seed, nil
 }
 
 func (d *disk) set(list []vfs.Rule) error {
@@ -116,6 +143,7 @@ type Stats struct {
 	Injected      map[vfs.Mode]int64 `json:"injected"` // calls that met a rule, by mode
 	Rules         int                `json:"rules"`
 	ClockOffsetMs int64              `json:"clockOffsetMs"`
+	VolatileBytes int64              `json:"volatileBytes"` // written, in memory only
 }
 
 // Stats counts since the process began.
@@ -126,6 +154,9 @@ func (b *Board) Stats() Stats {
 	for _, d := range b.mu.disks {
 		for mode, n := range d.rules.Hits() {
 			s.Injected[mode] += n
+		}
+		if d.volatile != nil {
+			s.VolatileBytes += d.volatile.DirtyBytes()
 		}
 	}
 	return s

@@ -73,12 +73,12 @@ func post(t *testing.T, c *http.Client, path, body string) (Stats, string) {
 func TestRules(t *testing.T) {
 	b, client := serving(t)
 	dir := t.TempDir()
-	before, err := b.FS(vfs.OS, dir)
+	before, err := b.FS(vfs.OS, dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	post(t, client, "/fs", `{"rules":[{"op":"create","path":"a*","mode":"fail","count":1}]}`)
-	after, err := b.FS(vfs.OS, dir) // a disk that comes later has the rules too
+	after, err := b.FS(vfs.OS, dir, "") // a disk that comes later has the rules too
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,5 +178,35 @@ func TestReleasesHaveNoSwitchboard(t *testing.T) {
 				t.Errorf("%s with tags %v links the switchboard: %v", program, c.tags, linked)
 			}
 		}
+	}
+}
+
+func TestVolatile(t *testing.T) {
+	b := New(slog.New(slog.DiscardHandler))
+	dir := t.TempDir()
+	fs, err := b.FS(vfs.OS, dir, "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := fs.Create(filepath.Join(dir, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("x"), 0); err != nil || b.Stats().VolatileBytes == 0 {
+		t.Fatal(err, b.Stats())
+	}
+	if _, err := vfs.ReadFile(vfs.OS, filepath.Join(dir, "a")); err == nil {
+		t.Fatal("the file is on the disk")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"yes", "seed:", "seed:0", "seed:x", "7"} {
+		if _, err := b.FS(vfs.OS, dir, text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+	if _, err := b.FS(vfs.OS, dir, "seed:7"); err != nil {
+		t.Fatal(err)
 	}
 }
