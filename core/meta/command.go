@@ -153,6 +153,12 @@ func newCommand(k kind) (Command, error) {
 		return &ReportShard{}, nil
 	case kindConfirmRemovals:
 		return &ConfirmRemovals{}, nil
+	case kindChangeMoves:
+		return &ChangeMoves{}, nil
+	case kindRestartMove:
+		return &RestartMove{}, nil
+	case kindFinishMove:
+		return &FinishMove{}, nil
 	}
 	if c := newMembershipCommand(k); c != nil {
 		return c, nil
@@ -193,7 +199,7 @@ type ConfigChange struct {
 // Result is the answer to a command. Which field counts depends on the command.
 type Result struct {
 	Topics []TopicResult `cbor:"1,keyasint,omitempty"` // CreateTopics, in no particular order
-	Errors []*Error      `cbor:"2,keyasint,omitempty"` // DeleteTopics, AlterConfigs: one each, nil = done
+	Errors []*Error      `cbor:"2,keyasint,omitempty"` // DeleteTopics, AlterConfigs, ChangeMoves: one each, nil = done
 	Err    *Error        `cbor:"3,keyasint,omitempty"` // of the command as a whole
 	First  int64         `cbor:"4,keyasint,omitempty"` // AllocateProducerIDs
 }

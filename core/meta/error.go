@@ -18,6 +18,7 @@ const (
 	CodeNotController            int16 = 41
 	CodeInvalidRequest           int16 = 42
 	CodePolicyViolation          int16 = 44
+	CodeNoReassignment           int16 = 85
 	CodeUnknownTopicID           int16 = 100
 	CodeDuplicateRegistration    int16 = 101
 	CodeBrokerIDNotRegistered    int16 = 102

@@ -19,7 +19,8 @@ type Image struct {
 	topicsByID    tree[string, *Topic]
 	normalized    tree[string, string]   // NormalizedName to name
 	shardTopics   tree[string, struct{}] // shard + topic id
-	removals      tree[string, Removal]  // shard + topic id + partition
+	removals      tree[string, Removal]  // shard + topic id + partition + move
+	moves         tree[string, struct{}] // target shard + topic id + partition
 	configs       tree[string, *overrides]
 	defaultsIndex uint64
 	partitions    int
@@ -79,6 +80,10 @@ type Partition struct {
 	Index     int32   `cbor:"1,keyasint"`
 	Shard     ShardID `cbor:"2,keyasint"`
 	EpochBase int32   `cbor:"3,keyasint,omitempty"`
+	// Move is the move under way, nil while the partition stays where it is.
+	Move *Move `cbor:"4,keyasint,omitempty"`
+	// Arrived is the id of the move that brought the partition into its shard, 0 when it was created there.
+	Arrived uint64 `cbor:"5,keyasint,omitempty"`
 }
 
 // Shard is one Raft group as the metadata wants it, and what its leader reported last.
@@ -126,11 +131,13 @@ func (s *Shard) Nodes() []NodeID {
 func (s *Shard) Has(server Server) bool { return slices.Contains(s.Voters, server) }
 
 // Removal is the explicit record that a partition is gone. It stays until the shard's leader has
-// committed the deletion in the shard and says so.
+// committed the deletion in the shard and says so. With a move it means the copy that this move has
+// left behind in the shard: the one it was taken from, or the one that a cancelled move has begun.
 type Removal struct {
 	Shard ShardID `cbor:"1,keyasint"`
 	Topic TopicID `cbor:"2,keyasint"`
 	Index int32   `cbor:"3,keyasint"`
+	Move  uint64  `cbor:"4,keyasint,omitempty"`
 }
 
 func shardKey(s ShardID) string {
@@ -140,7 +147,15 @@ func shardKey(s ShardID) string {
 func shardTopicKey(s ShardID, t TopicID) string { return shardKey(s) + string(t[:]) }
 
 func (r Removal) key() string {
-	return shardTopicKey(r.Shard, r.Topic) + string(binary.BigEndian.AppendUint32(nil, uint32(r.Index)))
+	key := partitionKey(r.Shard, r.Topic, r.Index)
+	if r.Move != 0 {
+		key += string(binary.BigEndian.AppendUint64(nil, r.Move))
+	}
+	return key
+}
+
+func partitionKey(s ShardID, t TopicID, index int32) string {
+	return shardTopicKey(s, t) + string(binary.BigEndian.AppendUint32(nil, uint32(index)))
 }
 
 func configKey(resource int8, name string) string { return string([]byte{byte(resource)}) + name }

@@ -235,6 +235,7 @@ func (t *transition) restoreTopic(topic *Topic) {
 	for id := range countShards(topic.shards()) {
 		t.shardTopics = t.shardTopics.put(shardTopicKey(id, topic.ID), struct{}{})
 	}
+	t.restoreMoves(topic)
 	t.partitions += len(topic.Partitions)
 }
 

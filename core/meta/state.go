@@ -284,6 +284,9 @@ func (t *transition) deleteTopic(topic *Topic) {
 		r := Removal{Shard: p.Shard, Topic: topic.ID, Index: p.Index}
 		t.removals = t.removals.put(r.key(), r)
 	}
+	for i := range topic.Partitions {
+		t.dropMove(topic, &topic.Partitions[i])
+	}
 	for id, n := range countShards(topic.shards()) {
 		t.changeShard(id, func(s *Shard) { s.Partitions -= n; s.ModIndex = t.index })
 		t.shardTopics = t.shardTopics.drop(shardTopicKey(id, topic.ID))

@@ -56,7 +56,7 @@ func (h *history) apply(entry []byte) Result {
 
 func (h *history) command() Command {
 	image := h.state.Image()
-	switch rapid.IntRange(0, 9).Draw(h.t, "command") {
+	switch rapid.IntRange(0, 12).Draw(h.t, "command") {
 	case 0, 1:
 		n := NodeID(rapid.IntRange(1, 5).Draw(h.t, "node"))
 		return &RegisterNode{Node: Node{ID: n, Incarnation: rapid.SampledFrom([]string{"a", "b"}).Draw(h.t, "inc"), Addr: fmt.Sprint("h", len(h.log))}}
@@ -72,6 +72,8 @@ func (h *history) command() Command {
 		return h.createPartitions(image)
 	case 8:
 		return h.alter(image)
+	case 9, 10, 11:
+		return h.move(image)
 	}
 	return h.small(image)
 }
@@ -144,6 +146,33 @@ func (h *history) small(image *Image) Command {
 	return &ConfirmRemovals{Removals: all[:len(all)/2]}
 }
 
+// move begins, cancels, restarts or finishes a move, of those under way or not.
+func (h *history) move(image *Image) Command {
+	id, index := h.topic(image), int32(rapid.IntRange(0, 3).Draw(h.t, "partition"))
+	for m := range image.Moves() {
+		if rapid.Bool().Draw(h.t, "moving") {
+			id, index = m.Topic.ID, m.Partition.Index
+		}
+	}
+	move := uint64(7)
+	if p := image.Partition(id, index); p != nil && p.Move != nil {
+		move = p.Move.ID
+	}
+	switch rapid.IntRange(0, 3).Draw(h.t, "move") {
+	case 0:
+		return &RestartMove{Topic: id, Index: index, Move: move}
+	case 1:
+		return &FinishMove{Topic: id, Index: index, Move: move, EpochBase: int32(len(h.log))}
+	}
+	specs, ids := h.shards(image)
+	c := &ChangeMoves{Shards: specs}
+	for _, to := range ids {
+		c.Changes = append(c.Changes, MoveChange{Topic: id, Index: index, To: to % 4})
+	}
+	c.Refused = make([]*Error, rapid.IntRange(0, 1).Draw(h.t, "answers"))
+	return c
+}
+
 // check looks at what must hold in every image.
 func check(t *rapid.T, i *Image) {
 	partitions := 0
@@ -163,6 +192,7 @@ func check(t *rapid.T, i *Image) {
 			partitions++
 		}
 	}
+	checkMoves(t, i)
 	if partitions != i.PartitionCount() {
 		t.Fatalf("%d partitions, counted %d", partitions, i.PartitionCount())
 	}
@@ -184,6 +214,33 @@ func check(t *rapid.T, i *Image) {
 	}
 	if i.answers.len() != i.answerOrder.len() || i.answers.len() > answersMax {
 		t.Fatalf("%d answers, %d in order", i.answers.len(), i.answerOrder.len())
+	}
+}
+
+func checkMoves(t *rapid.T, i *Image) {
+	moving := 0
+	for topic := range i.Topics() {
+		for n := range topic.Partitions {
+			p := &topic.Partitions[n]
+			if p.Move == nil {
+				continue
+			}
+			moving++
+			if p.Move.To == p.Shard || p.Move.ID > i.Index() {
+				t.Fatalf("partition %d of %s in shard %d moves: %+v", n, topic.Name, p.Shard, p.Move)
+			}
+			listed := slices.Collect(i.MovesTo(p.Move.To))
+			if !slices.Contains(listed, Moving{Topic: topic, Partition: p}) {
+				t.Fatalf("the move of partition %d of %s is not listed", n, topic.Name)
+			}
+			left := Removal{Shard: p.Move.To, Topic: topic.ID, Index: int32(n), Move: p.Move.ID}
+			if slices.Contains(i.Removals(p.Move.To), left) {
+				t.Fatalf("what partition %d of %s is moved to is to be removed", n, topic.Name)
+			}
+		}
+	}
+	if n := len(slices.Collect(i.Moves())); n != moving || i.MoveCount() != moving {
+		t.Fatalf("%d partitions move, %d are listed, %d counted", moving, n, i.MoveCount())
 	}
 }
 

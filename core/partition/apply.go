@@ -79,8 +79,10 @@ func (s *Set) applyEntry(l *raft.Log) any {
 		return s.applyDelete(body)
 	case kindConfigure:
 		return s.applyConfigure(body)
-	default:
+	case kindStart:
 		return s.applyStart(body)
+	default:
+		return s.applyMove(kind, body)
 	}
 }
 
@@ -110,6 +112,10 @@ func (s *Set) appendItem(item Append, term uint64) AppendResult {
 	if p == nil {
 		s.metrics.refused(ErrUnknownPartition)
 		return AppendResult{Base: -1, LogStart: -1, Err: ErrUnknownPartition}
+	}
+	if p.frozen.Load() != 0 {
+		s.metrics.refused(ErrFrozen)
+		return AppendResult{Base: -1, LogStart: p.log.Start(), Err: ErrFrozen}
 	}
 	base, err := s.admit(p, item.Batches, leaderEpoch(p.epochBase.Load(), term))
 	if err != nil {

@@ -28,6 +28,7 @@ type checkpoint struct {
 	parts  []capturedPartition
 
 	deleted []Key
+	moves   []savedMove
 }
 
 type capturedPartition struct {
@@ -60,6 +61,9 @@ func (s *Set) Capture() (Checkpoint, error) {
 			part.section = capture(p)
 		}
 		c.parts = append(c.parts, part)
+		if m := (savedMove{p.key.Topic, p.key.Index, p.arrived, p.frozen.Load()}); m.Arrived != 0 || m.Frozen != 0 {
+			c.moves = append(c.moves, m)
+		}
 	}
 	return c, nil
 }
@@ -75,7 +79,7 @@ func (c *checkpoint) Persist(w io.Writer) error {
 	m := newManifestWriter(w)
 	h := manifestHeader{
 		Shard: c.set.o.Shard, Origin: c.origin,
-		Partitions: int64(len(c.parts)), Deleted: saveKeys(c.deleted),
+		Partitions: int64(len(c.parts)), Deleted: saveKeys(c.deleted), moves: sortedMoves(c.moves),
 	}
 	if err := m.header(h); err != nil {
 		return err

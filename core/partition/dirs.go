@@ -22,11 +22,14 @@ const (
 
 	straySuffix   = "-stray"
 	deletedSuffix = "-deleted"
+	moveSuffix    = "-move"
 
 	// nameBytesMax is how much of a topic's name goes into a directory's name
 	// beside an index, an id and a suffix, so that it stays below the 255 bytes
 	// that file systems take. The id keeps it unique.
 	nameBytesMax = 190
+	// moveBytesMax is what the number of a move takes with its dot.
+	moveBytesMax = 21
 )
 
 // Dirs knows where the directories of a node's partitions are. There is one per
@@ -38,7 +41,8 @@ const (
 // shard has not come to the delete entry), it lives in `<name>-<index>.<id>`.
 // What nobody claims is set aside as `<name>-<index>.<id>-stray`, never removed;
 // deleted partitions wait as `<name>-<index>.<id>-deleted` for the checkpoint
-// that no longer names them. All of these names follow from the key, so that a
+// that no longer names them; `<name>-<index>.<id>.<move>-move` is a copy that is
+// being made for another shard. All of these names follow from the key, so that a
 // partition is found again under any of them.
 //
 // What Dirs writes is durable after Sync, which comes before a checkpoint counts.
@@ -50,14 +54,18 @@ type Dirs struct {
 	mu struct {
 		sync.Mutex
 		claimed map[string]claim // by directory name
+		stages  map[claim]*Stage // copies being made
 		changed bool             // names changed since the last Sync
 		renamed map[string]bool  // names renamed from or to since then
 	}
 }
 
+// claim says whose a directory is. A partition that is moved to another shard and back lives three
+// times; each life has a directory of its own, since a checkpoint may still name an earlier one.
 type claim struct {
 	key   Key
 	shard meta.ShardID
+	move  uint64 // that brought the partition into the shard; 0: it was created there
 }
 
 // NewDirs opens or makes the data directory.
@@ -70,7 +78,7 @@ func NewDirs(fsys vfs.FS, dataDir string) (*Dirs, error) {
 	if err := fsys.SyncDir(dataDir); err != nil {
 		return nil, fmt.Errorf("sync data directory: %w", err)
 	}
-	d.mu.claimed, d.mu.renamed = make(map[string]claim), make(map[string]bool)
+	d.mu.claimed, d.mu.renamed, d.mu.stages = make(map[string]claim), make(map[string]bool), make(map[claim]*Stage)
 	if err := d.readOrigin(); err != nil {
 		return nil, err
 	}
@@ -109,25 +117,36 @@ func ValidName(name string) bool {
 
 func preferredDir(k Key, name string) string { return name + "-" + strconv.Itoa(int(k.Index)) }
 
-func ownDir(k Key, name string) string {
-	if len(name) > nameBytesMax {
-		name = name[:nameBytesMax]
+func ownDir(c claim, name string) string {
+	limit := nameBytesMax
+	if c.move != 0 {
+		limit -= moveBytesMax
 	}
-	return preferredDir(k, name) + "." + hex.EncodeToString(k.Topic[:])
+	if len(name) > limit {
+		name = name[:limit]
+	}
+	own := preferredDir(c.key, name) + "." + hex.EncodeToString(c.key.Topic[:])
+	if c.move != 0 {
+		own += "." + strconv.FormatUint(c.move, 10)
+	}
+	return own
 }
 
 // claim finds or makes the directory of a partition and returns its path, and
 // whether it was marked as the partition's already. fresh means that nothing that
 // lies there counts: the partition is being created; otherwise a checkpoint names
 // it.
-func (d *Dirs) claim(k Key, name string, shard meta.ShardID, fresh bool) (path string, marked bool, err error) {
+func (d *Dirs) claim(c claim, name string, fresh bool) (path string, marked bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	dir, err := d.findLocked(k, name, fresh)
+	if stage := d.mu.stages[c]; stage != nil {
+		stage.take()
+		delete(d.mu.stages, c)
+	}
+	dir, err := d.findLocked(c, name, fresh)
 	if err != nil {
 		return "", false, err
 	}
-	c := claim{key: k, shard: shard}
 	path = filepath.Join(d.root, dir)
 	if have, err := d.readMetadata(path); err == nil && have == c {
 		d.mu.claimed[dir] = c
@@ -148,19 +167,19 @@ func (d *Dirs) claim(k Key, name string, shard meta.ShardID, fresh bool) (path s
 
 // findLocked returns the name under which the partition is to live, moved there
 // from an earlier name and free of anything that belongs to somebody else.
-func (d *Dirs) findLocked(k Key, name string, fresh bool) (string, error) {
-	earlier, err := d.earlierLocked(k, name)
+func (d *Dirs) findLocked(c claim, name string, fresh bool) (string, error) {
+	earlier, err := d.earlierLocked(c, name)
 	if err != nil {
 		return "", err
 	}
-	target := preferredDir(k, name)
-	if c, held := d.mu.claimed[target]; held && c.key != k {
-		target = ownDir(k, name)
+	target := preferredDir(c.key, name)
+	if holder, held := d.mu.claimed[target]; held && holder != c {
+		target = ownDir(c, name)
 	}
 	if earlier == target {
 		return target, nil
 	}
-	if err := d.clearLocked(k, name, target, fresh || earlier != ""); err != nil {
+	if err := d.clearLocked(c, name, target, fresh || earlier != ""); err != nil {
 		return "", err
 	}
 	if earlier == "" {
@@ -172,15 +191,15 @@ func (d *Dirs) findLocked(k Key, name string, fresh bool) (string, error) {
 	return target, d.renameLocked(earlier, target)
 }
 
-// earlierLocked finds a directory of k under one of its other names.
-func (d *Dirs) earlierLocked(k Key, name string) (string, error) {
-	own := ownDir(k, name)
-	for _, dir := range []string{own, own + straySuffix, own + deletedSuffix} {
-		if c, held := d.mu.claimed[dir]; held && c.key != k {
+// earlierLocked finds a directory of c under one of its other names.
+func (d *Dirs) earlierLocked(c claim, name string) (string, error) {
+	own := ownDir(c, name)
+	for _, dir := range []string{own, own + straySuffix, own + deletedSuffix, own + moveSuffix} {
+		if holder, held := d.mu.claimed[dir]; held && holder != c {
 			continue
 		}
-		c, err := d.readMetadata(filepath.Join(d.root, dir))
-		if err == nil && c.key.Topic == k.Topic {
+		owner, err := d.readMetadata(filepath.Join(d.root, dir))
+		if err == nil && owner == c {
 			return dir, nil
 		}
 		if err != nil && !errors.Is(err, errNoMetadata) {
@@ -190,19 +209,19 @@ func (d *Dirs) earlierLocked(k Key, name string) (string, error) {
 	return "", nil
 }
 
-// clearLocked sets aside what stands where k is to live and belongs to another
-// partition. What has no readable owner is k's, if a checkpoint names k and
+// clearLocked sets aside what stands where c is to live and belongs to another
+// partition. What has no readable owner is c's, if a checkpoint names c and
 // nothing else is found: metadata is synced before a checkpoint counts.
-func (d *Dirs) clearLocked(k Key, name, target string, found bool) error {
+func (d *Dirs) clearLocked(c claim, name, target string, found bool) error {
 	if there, err := d.exists(target); err != nil || !there {
 		return err
 	}
-	c, err := d.readMetadata(filepath.Join(d.root, target))
+	owner, err := d.readMetadata(filepath.Join(d.root, target))
 	switch {
-	case err == nil && c.key.Topic == k.Topic:
+	case err == nil && owner == c:
 		return nil
 	case err == nil:
-		return d.renameLocked(target, ownDir(c.key, name)+straySuffix)
+		return d.renameLocked(target, ownDir(owner, name)+straySuffix)
 	case !errors.Is(err, errNoMetadata):
 		return err
 	case found:
@@ -213,10 +232,10 @@ func (d *Dirs) clearLocked(k Key, name, target string, found bool) error {
 
 // setAside renames a deleted partition's directory out of the way and gives its
 // name free. It returns the new path.
-func (d *Dirs) setAside(k Key, name, path string) (string, error) {
+func (d *Dirs) setAside(c claim, name, path string) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	aside := ownDir(k, name) + deletedSuffix
+	aside := ownDir(c, name) + deletedSuffix
 	delete(d.mu.claimed, filepath.Base(path))
 	if there, err := d.exists(filepath.Base(path)); err != nil || !there {
 		return filepath.Join(d.root, aside), err
@@ -343,6 +362,9 @@ func (d *Dirs) writeMetadata(path string, c claim) error {
 		return fmt.Errorf("create %s: %w", metadataFile, err)
 	}
 	text := fmt.Sprintf("version: 0\ntopic_id: %s\nindex: %d\nshard: %d\n", c.key.Topic, c.key.Index, c.shard)
+	if c.move != 0 {
+		text += fmt.Sprintf("move: %d\n", c.move)
+	}
 	if _, err := f.WriteAt([]byte(text), 0); err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", metadataFile, err), f.Close())
 	}
@@ -379,6 +401,11 @@ func parseMetadata(text string) (c claim, err error) {
 		case "shard":
 			n, err = strconv.ParseUint(value, 10, 32)
 			c.shard = meta.ShardID(n)
+		case "move":
+			if c.move, err = strconv.ParseUint(value, 10, 64); err == nil && c.move > 0 {
+				continue
+			}
+			return claim{}, errNoMetadata
 		}
 		if err != nil {
 			return claim{}, errNoMetadata

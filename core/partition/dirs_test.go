@@ -27,7 +27,7 @@ func there(t *testing.T, d *Dirs, name string) bool {
 
 func mustClaim(t *testing.T, d *Dirs, k Key, name string, fresh bool) string {
 	t.Helper()
-	path, _, err := d.claim(k, name, testShard, fresh)
+	path, _, err := d.claim(claim{key: k, shard: testShard}, name, fresh)
 	if err != nil {
 		t.Fatalf("claim %s: %v", k, err)
 	}
@@ -77,7 +77,7 @@ func TestDirsDeletedIsFoundAgain(t *testing.T) {
 	k := Key{topicID("1"), 0}
 	d := newDirs(t, fs)
 	mustClaim(t, d, k, "t", true)
-	path, err := d.setAside(k, "t", "/data/t-0")
+	path, err := d.setAside(claim{key: k, shard: testShard}, "t", "/data/t-0")
 	if err != nil || !strings.HasSuffix(path, "-deleted") {
 		t.Fatalf("set aside as %s: %v", path, err)
 	}
@@ -129,7 +129,8 @@ func TestDirsWithoutReadableOwner(t *testing.T) {
 func TestDirNamesFitTheFileSystem(t *testing.T) {
 	long := strings.Repeat("n", 249)
 	k := Key{topicID("1"), 99999}
-	for _, name := range []string{preferredDir(k, long), ownDir(k, long) + deletedSuffix, ownDir(k, long) + straySuffix} {
+	moved := ownDir(claim{key: k, move: 1<<64 - 1}, long)
+	for _, name := range []string{preferredDir(k, long), ownDir(claim{key: k}, long) + deletedSuffix, moved + straySuffix, moved + deletedSuffix, moved + moveSuffix} {
 		if len(name) > 255 {
 			t.Errorf("%d bytes: %s", len(name), name)
 		}

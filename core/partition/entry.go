@@ -170,7 +170,7 @@ func splitEntry(data []byte) (kind byte, body []byte, err error) {
 	if len(data) < entryHeaderBytes {
 		return 0, nil, fmt.Errorf("%w: %d bytes", ErrInvalidEntry, len(data))
 	}
-	if kind = data[0]; kind < kindAppend || kind > kindStart {
+	if kind = data[0]; !known(kind) {
 		return 0, nil, fmt.Errorf("%w: kind %d", ErrInvalidEntry, kind)
 	}
 	if v := data[1]; v == 0 || v > entryVersion {

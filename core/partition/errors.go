@@ -22,6 +22,14 @@ var (
 	// ErrDeleted is returned when a create entry names a partition that this shard
 	// had and deleted: a key is never used again.
 	ErrDeleted = errors.New("partition was deleted")
+	// ErrFrozen is returned for an append to a partition that is being handed to another shard: the
+	// same batch will be accepted there, or here again when the move is called off.
+	ErrFrozen = errors.New("partition is frozen for a move")
+	// ErrNotFrozen is returned when the state of a frozen partition is asked for and it is not.
+	ErrNotFrozen = errors.New("partition is not frozen for that move")
+	// ErrConflict is returned when a partition is to be adopted whose earlier life in the shard has
+	// not been removed yet.
+	ErrConflict = errors.New("an earlier life of the partition is still here")
 	// ErrOutOfOrderSequence is returned when a producer's batch does not follow
 	// its last one, or does not begin a new epoch with sequence 0.
 	ErrOutOfOrderSequence = errors.New("out of order sequence")

@@ -8,8 +8,6 @@ import (
 	"hash/crc32"
 	"io"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"sluice/core/meta"
 )
 
@@ -28,7 +26,7 @@ import (
 // FORMAT.md lists the bodies.
 const (
 	manifestMagic   = "SLUICEPM"
-	manifestVersion = 1
+	manifestVersion = 2 // 1 without moves
 
 	frameHeaderBytes = 8
 	// frameBytesMax refuses lengths that no partition's section has: MaxProducers
@@ -46,6 +44,8 @@ type manifestHeader struct {
 	Origin     []byte // of the data directory that it was taken in: see Dirs
 	Partitions int64
 	Deleted    []savedKey // the oldest first
+
+	moves []savedMove // of version 2
 }
 
 type manifestWriter struct{ w *bufio.Writer }
@@ -55,11 +55,7 @@ func newManifestWriter(w io.Writer) manifestWriter {
 }
 
 func (m manifestWriter) header(h manifestHeader) error {
-	h.Version = manifestVersion
-	body, err := cbor.Marshal(h)
-	if err != nil {
-		panic(fmt.Sprintf("BUG: encode manifest header: %v", err))
-	}
+	body := h.encode()
 	if _, err := m.w.WriteString(manifestMagic); err != nil {
 		return fmt.Errorf("write manifest: %w", err)
 	}
@@ -109,6 +105,7 @@ func readManifest(r io.Reader, shard meta.ShardID) (manifestHeader, []*section, 
 		}
 		sections = append(sections, sec)
 	}
+	loadMoves(sections, h.moves)
 	return h, sections, nil
 }
 
@@ -124,7 +121,7 @@ func readManifestHeader(r io.Reader) (h manifestHeader, err error) {
 	if err != nil {
 		return h, err
 	}
-	if err := cbor.Unmarshal(body, &h); err != nil {
+	if err := h.decode(body); err != nil {
 		return h, fmt.Errorf("%w: decode header: %w", ErrCorruptManifest, err)
 	}
 	if h.Version > manifestVersion {

@@ -65,6 +65,7 @@ func (m *setMetrics) addRefusals(s *Set) {
 	}
 	m.refusals = []refusal{
 		{ErrUnknownPartition, counter("unknown_partition")},
+		{ErrFrozen, counter("frozen")},
 		{ErrOutOfOrderSequence, counter("out_of_order_sequence")},
 		{ErrInvalidProducerEpoch, counter("invalid_producer_epoch")},
 		{ErrDuplicateSequence, counter("duplicate_sequence")},

@@ -16,12 +16,15 @@ type Partition struct {
 	name string
 	dir  string
 	log  *commitlog.Log
+	// arrived is the move that brought the partition into the shard, 0 when it was created there.
+	arrived uint64
 
 	// What readers see.
 	start, end, stable atomic.Int64
 	epochBase          atomic.Int32
 	removed            atomic.Bool
-	doubtful           atomic.Bool // some segment is not known to be whole
+	doubtful           atomic.Bool   // some segment is not known to be whole
+	frozen             atomic.Uint64 // the move that it is frozen for, 0: none
 
 	waiter struct {
 		sync.Mutex

@@ -36,12 +36,12 @@ func (s *Set) Restore(index uint64, r io.Reader) error {
 }
 
 func (s *Set) restore(h manifestHeader, sections []*section) error {
-	wanted := make(map[Key]bool, len(sections))
+	wanted := make(map[Key]*section, len(sections))
 	for _, sec := range sections {
-		wanted[sec.key()] = true
+		wanted[sec.key()] = sec
 	}
 	for _, p := range s.sorted() {
-		if wanted[p.key] {
+		if sec := wanted[p.key]; sec != nil && sec.arrived == p.arrived {
 			continue
 		}
 		if err := s.drop(p); err != nil {

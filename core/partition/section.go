@@ -23,6 +23,8 @@ type section struct {
 	Open      []openTxn
 	Aborted   []AbortedTxn
 
+	arrived, frozen uint64 // moves; they lie in the manifest's header
+
 	captured []producer // becomes Producers when it is encoded
 	encoded  []byte     // what it was decoded from, if it was
 }
@@ -65,9 +67,10 @@ func capture(p *Partition) *section {
 	sec := &section{
 		Topic: p.key.Topic, Index: p.key.Index, Name: p.name,
 		EpochBase: p.epochBase.Load(), Config: p.state.config, Log: p.log.Manifest(),
-		Epochs:   append([]epochStart(nil), p.state.epochs.rows...),
-		Open:     append([]openTxn(nil), p.state.txns.open...),
-		Aborted:  append([]AbortedTxn(nil), p.state.txns.aborted...),
+		Epochs:  append([]epochStart(nil), p.state.epochs.rows...),
+		Open:    append([]openTxn(nil), p.state.txns.open...),
+		Aborted: append([]AbortedTxn(nil), p.state.txns.aborted...),
+		arrived: p.arrived, frozen: p.frozen.Load(),
 		captured: make([]producer, 0, p.state.producers.len()),
 	}
 	for pr := p.state.producers.oldest; pr != nil; pr = pr.newer {

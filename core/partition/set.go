@@ -171,7 +171,7 @@ func (s *Set) Close() error {
 func (s *Set) Destroy() error {
 	errs := []error{s.Close()}
 	for _, p := range s.sorted() {
-		path, err := s.o.Dirs.setAside(p.key, p.name, p.dir)
+		path, err := s.o.Dirs.setAside(s.claimOf(p), p.name, p.dir)
 		if err == nil {
 			err = s.o.Dirs.remove(path)
 		}
@@ -198,7 +198,7 @@ func (s *Set) logConfig(c LogConfig) commitlog.Config {
 // partition known. fresh is a new partition, of which nothing on disk counts.
 func (s *Set) open(sec *section, fresh bool) (*Partition, []commitlog.SegmentInfo, error) {
 	k := sec.key()
-	dir, marked, err := s.o.Dirs.claim(k, sec.Name, s.o.Shard, fresh)
+	dir, marked, err := s.o.Dirs.claim(claim{key: k, shard: s.o.Shard, move: sec.arrived}, sec.Name, fresh)
 	if err != nil {
 		return nil, nil, fmt.Errorf("claim directory of %s-%d: %w", sec.Name, k.Index, err)
 	}
@@ -206,7 +206,7 @@ func (s *Set) open(sec *section, fresh bool) (*Partition, []commitlog.SegmentInf
 	if err != nil {
 		return nil, nil, fmt.Errorf("open log of %s-%d: %w", sec.Name, k.Index, err)
 	}
-	p := &Partition{key: k, name: sec.Name, dir: dir, log: log}
+	p := &Partition{key: k, name: sec.Name, dir: dir, log: log, arrived: sec.arrived}
 	p.named.Store(marked && len(sec.Log.Segments) > 0) // by the checkpoint, if it was taken here
 	s.adopt(p, sec)
 	s.mu.Lock()
@@ -221,6 +221,7 @@ func (s *Set) adopt(p *Partition, sec *section) {
 	sec.into(p)
 	p.state.Unlock()
 	p.epochBase.Store(sec.EpochBase)
+	p.frozen.Store(sec.frozen)
 	p.next = p.log.End()
 	p.pending = pending{}
 	p.version++
@@ -274,7 +275,7 @@ func (s *Set) drop(p *Partition) error {
 	if err := p.log.Close(); err != nil {
 		return fmt.Errorf("close log of deleted %s-%d: %w", p.name, p.key.Index, err)
 	}
-	path, err := s.o.Dirs.setAside(p.key, p.name, p.dir)
+	path, err := s.o.Dirs.setAside(s.claimOf(p), p.name, p.dir)
 	if err != nil {
 		return err
 	}
@@ -325,6 +326,9 @@ func (s *Set) moveStart(p *Partition, offset int64) StartResult {
 	}
 	if offset <= p.log.Start() || s.Err() != nil {
 		return StartResult{Start: p.log.Start()}
+	}
+	if p.frozen.Load() != 0 {
+		return StartResult{Start: p.log.Start(), Err: ErrFrozen}
 	}
 	if dropped := p.log.SetStart(offset); len(dropped) > 0 {
 		s.doomed.add(doomed{partition: p, segments: dropped})
