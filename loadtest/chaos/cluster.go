@@ -18,7 +18,7 @@ const (
 	// readyMax bounds the wait for a node that starts: it may have to replay what was not in a checkpoint.
 	readyMax = 60 * time.Second
 	// stopMax bounds a clean stop: leadership is handed over and a checkpoint is written.
-	stopMax = 30 * time.Second
+	stopMax = 15 * time.Second
 	// tick is how often something is asked for that is waited for.
 	tick = 100 * time.Millisecond
 )

@@ -151,23 +151,40 @@ func (p *process) kill() {
 	}
 }
 
-// stop asks the process to end and waits; one that does not within the bound is killed and reported.
+// stop asks the process to end and waits. One that does not within the bound is made to write its stacks into its log and killed.
 func (p *process) stop(bound time.Duration) error {
 	p.signal(syscall.SIGTERM)
+	if p.wait(bound) {
+		return p.outcome()
+	}
+	p.signal(syscall.SIGQUIT)
+	p.wait(dumpMax)
+	p.kill()
+	return fmt.Errorf("%s did not stop within %v and was killed; its stacks are in its log", p.name, bound)
+}
+
+// dumpMax bounds the writing of a program's stacks.
+const dumpMax = 5 * time.Second
+
+// wait tells whether the process has ended within the bound.
+func (p *process) wait(bound time.Duration) bool {
 	p.mu.Lock()
 	ended := p.mu.ended
 	p.mu.Unlock()
 	if ended == nil {
-		return nil
+		return true
 	}
 	t := time.NewTimer(bound)
 	defer t.Stop()
 	select {
 	case <-ended:
+		return true
 	case <-t.C:
-		p.kill()
-		return fmt.Errorf("%s did not stop within %v and was killed", p.name, bound)
+		return false
 	}
+}
+
+func (p *process) outcome() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.mu.how != nil {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"sluice/loadtest"
+	"sluice/loadtest/history"
 )
 
 // Outcome is what became of one fault. Times are since the run began.
@@ -22,6 +22,7 @@ type Outcome struct {
 	Healed time.Duration `json:"healed"`         // all in sync again; 0 = not within the bound
 	Judged bool          `json:"judged"`         // unavailability counts
 	Worst  gap           `json:"worst_gap"`      // the longest time without an acknowledged write that touches the fault
+	Stock  gap           `json:"stock_gap"`      // the same for producers with a stock client library, whose own timeouts are in it
 	Gaps   []gap         `json:"gaps,omitempty"` // those of every partition and device, the longest first
 	Wrong  string        `json:"wrong,omitempty"`
 }
@@ -31,6 +32,7 @@ type Summary struct {
 	Count     int           `json:"count"`
 	GapP50    time.Duration `json:"gap_p50"`
 	GapMax    time.Duration `json:"gap_max"`
+	StockMax  time.Duration `json:"stock_gap_max"`
 	HealP50   time.Duration `json:"heal_p50"`
 	HealMax   time.Duration `json:"heal_max"`
 	OverBound int           `json:"over_bound"` // judged and longer than allowed
@@ -38,22 +40,22 @@ type Summary struct {
 
 // Report is the outcome of a run. Durations are in nanoseconds.
 type Report struct {
-	Seed        uint64                           `json:"seed"`
-	Run         string                           `json:"run"`
-	Dir         string                           `json:"dir"`
-	Began       time.Time                        `json:"began"`
-	Took        time.Duration                    `json:"took"`
-	Conditions  Conditions                       `json:"conditions"`
-	Planned     int                              `json:"planned"`
-	Faults      []Outcome                        `json:"faults"`
-	Kinds       map[Kind]Summary                 `json:"kinds"`
-	QuietGap    gap                              `json:"quiet_gap"` // the longest gap before the first fault: what the machine does by itself
-	Acked       int                              `json:"acked"`
-	Workloads   map[string]loadtest.VerifyResult `json:"workloads"`
-	Replicas    Replicas                         `json:"replicas"`
-	NotPossible []Kind                           `json:"not_possible"` // kinds that need the fault switchboard or a gateway
-	Violations  []string                         `json:"violations"`
-	Failed      string                           `json:"failed,omitempty"` // why the run did not get to its end: there is no verdict
+	Seed        uint64                      `json:"seed"`
+	Run         string                      `json:"run"`
+	Dir         string                      `json:"dir"`
+	Began       time.Time                   `json:"began"`
+	Took        time.Duration               `json:"took"`
+	Conditions  Conditions                  `json:"conditions"`
+	Planned     int                         `json:"planned"`
+	Faults      []Outcome                   `json:"faults"`
+	Kinds       map[Kind]Summary            `json:"kinds"`
+	QuietGap    gap                         `json:"quiet_gap"` // the longest gap before the first fault: what the machine does by itself
+	Acked       int                         `json:"acked"`
+	Workloads   map[string]*history.Verdict `json:"workloads"`
+	Replicas    Replicas                    `json:"replicas"`
+	NotPossible []Kind                      `json:"not_possible"` // kinds that need the fault switchboard or a gateway
+	Violations  []string                    `json:"violations"`
+	Failed      string                      `json:"failed,omitempty"` // why the run did not get to its end: there is no verdict
 }
 
 // OK tells whether the cluster kept its promises.
@@ -80,7 +82,7 @@ func (r *Report) judge() {
 		r.Kinds[k] = summarise(outcomes)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Workloads)) {
-		if v := r.Workloads[name].Verdict; v != nil && !v.OK() {
+		if v := r.Workloads[name]; v != nil && !v.OK() {
 			r.violate("%s: %v, the first: %+v", name, v.Counts, v.Violations[0])
 		}
 	}
@@ -93,6 +95,7 @@ func summarise(outcomes []Outcome) (s Summary) {
 	var gaps, heals []time.Duration
 	for _, o := range outcomes {
 		gaps, heals = append(gaps, o.Worst.Long), append(heals, max(0, o.Healed-o.Ended))
+		s.StockMax = max(s.StockMax, o.Stock.Long)
 		if o.Judged && o.Worst.Long > unavailableMax {
 			s.OverBound++
 		}
@@ -111,20 +114,20 @@ func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
 func (r *Report) WriteText(w io.Writer) {
 	fmt.Fprintf(w, "\nseed %d: %d faults of %d in %v, %d acknowledged writes; longest gap before the first fault %v\n", r.Seed, len(r.Faults), r.Planned,
 		r.Took.Round(time.Second), r.Acked, round(r.QuietGap.Long))
-	fmt.Fprintf(w, "%-14s %5s  %10s %10s  %10s %10s\n", "fault", "count", "gap p50", "gap max", "heal p50", "heal max")
+	fmt.Fprintf(w, "%-14s %5s  %10s %10s %10s  %10s %10s\n", "fault", "count", "gap p50", "gap max", "stock max", "heal p50", "heal max")
 	for _, k := range slices.Sorted(maps.Keys(r.Kinds)) {
 		s := r.Kinds[k]
 		bound := ""
 		if k.judged() {
 			bound = fmt.Sprintf("  (at most %v: %d over)", unavailableMax, s.OverBound)
 		}
-		fmt.Fprintf(w, "%-14s %5d  %10v %10v  %10v %10v%s\n", k, s.Count, round(s.GapP50), round(s.GapMax), round(s.HealP50), round(s.HealMax), bound)
+		fmt.Fprintf(w, "%-14s %5d  %10v %10v %10v  %10v %10v%s\n", k, s.Count, round(s.GapP50), round(s.GapMax), round(s.StockMax), round(s.HealP50), round(s.HealMax), bound)
 	}
 	if len(r.NotPossible) > 0 {
 		fmt.Fprintf(w, "not possible here: %v\n", r.NotPossible)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Workloads)) {
-		if v := r.Workloads[name].Verdict; v != nil {
+		if v := r.Workloads[name]; v != nil {
 			fmt.Fprintf(w, "%s: sent %d, acknowledged %d, found %d, sent twice by the writer %d; violations %v\n", name, v.Sent, v.Acked, v.Found, v.Resent, v.Counts)
 		}
 	}

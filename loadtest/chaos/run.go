@@ -63,7 +63,8 @@ type run struct {
 	o        Options
 	owned    owned
 	cluster  *cluster
-	timeline *timeline
+	timeline *timeline // of the steady writer: what is judged
+	stock    *timeline // of the stock clients
 	start    time.Time
 	report   *Report
 	noted    string // by the fault under way
@@ -164,7 +165,7 @@ func (r *run) setUp(ctx context.Context) error {
 // faultsAndVerdict lets the workloads work, does the faults, and judges.
 func (r *run) faultsAndVerdict(ctx context.Context) error {
 	r.start = time.Now()
-	r.timeline = newTimeline(r.start)
+	r.timeline, r.stock = newTimeline(r.start), newTimeline(r.start)
 	r.report.Conditions = Conditions{Switchboard: r.cluster.boards, Gateway: r.o.Gateway, Only: r.o.Only}
 	for _, k := range (Conditions{Switchboard: true, Gateway: true, Only: r.o.Only}).kinds() {
 		if !slices.Contains(r.report.Conditions.kinds(), k) {
@@ -176,7 +177,7 @@ func (r *run) faultsAndVerdict(ctx context.Context) error {
 		return err
 	}
 	err = r.faults(ctx)
-	r.report.Acked = r.timeline.count()
+	r.report.Acked = r.timeline.count() + r.stock.count()
 	r.report.Workloads, err = w.finish(err)
 	if err != nil {
 		return err
@@ -250,7 +251,7 @@ func (r *run) fault(ctx context.Context, f Fault) (healed bool, err error) {
 		return false, err
 	}
 	o.Gaps = r.timeline.gaps(o.Began, time.Since(r.start))
-	o.Worst = first(o.Gaps)
+	o.Worst, o.Stock = first(o.Gaps), first(r.stock.gaps(o.Began, time.Since(r.start)))
 	r.report.Faults = append(r.report.Faults, o)
 	r.say("     %s", o.told())
 	return heal == nil, nil
@@ -258,7 +259,7 @@ func (r *run) fault(ctx context.Context, f Fault) (healed bool, err error) {
 
 // told is an outcome in a line.
 func (o Outcome) told() string {
-	text := fmt.Sprintf("longest gap %v (%s), ", round(o.Worst.Long), o.Worst.Who)
+	text := fmt.Sprintf("longest gap %v (%s; stock clients %v), ", round(o.Worst.Long), o.Worst.Who, round(o.Stock.Long))
 	if o.Did != "" {
 		text = o.Did + ", " + text
 	}

@@ -1,0 +1,267 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"sluice/loadtest/history"
+)
+
+// What the steady writer waits for. A node that is silent is left for another one after attemptMax; whoever is asked for the leader has askLeaderMax.
+// These are in what is measured.
+const (
+	attemptMax   = 400 * time.Millisecond
+	askLeaderMax = 200 * time.Millisecond
+	againAfter   = 25 * time.Millisecond
+)
+
+const (
+	// steadyInterval is the time between two writes to a partition.
+	steadyInterval = 50 * time.Millisecond
+	// steadyBatchMax bounds a batch of what has become due while nothing could be written.
+	steadyBatchMax = 500
+	// sequenceLimit is where sequences begin at 0 again.
+	sequenceLimit = 1 << 31
+)
+
+// Versions of the requests, all without topic ids.
+const (
+	produceVersion      = 9
+	metadataVersion     = 9
+	initProducerVersion = 4
+)
+
+// steady is the client by which unavailability is measured: for every partition one idempotent producer that writes all the time, one batch after the
+// other, to whoever leads, and asks all nodes at once who does when there is no answer. It has no queues and no patience of its own, which client
+// libraries have in plenty: a stock client with a request timeout of a second needs several seconds to leave a frozen leader.
+type steady struct {
+	topic      string
+	partitions int32
+	brokers    map[int32]string // by node id
+	timeline   *timeline
+	size       int
+
+	mu struct {
+		sync.Mutex
+		writes  []history.Write
+		refused []string // answers that must not be
+	}
+}
+
+// run writes until until is closed, then brings to its end what is under way, at the latest when ctx ends.
+func (s *steady) run(ctx context.Context, until <-chan struct{}) {
+	var all sync.WaitGroup
+	for p := range s.partitions {
+		all.Go(func() {
+			w := &steadyWriter{s: s, partition: p, wires: map[int32]*wire{}, leader: -1}
+			defer w.close()
+			w.run(ctx, until)
+		})
+	}
+	all.Wait()
+}
+
+// steadyWriter writes to one partition. Everything in it belongs to its goroutine.
+type steadyWriter struct {
+	s         *steady
+	partition int32
+	wires     map[int32]*wire
+	leader    int32 // -1 = not known
+	producer  int64
+	epoch     int16
+	sequence  int32
+	number    int64 // of the next record
+}
+
+func (w *steadyWriter) name() string { return fmt.Sprintf("steady-%d", w.partition) }
+
+func (w *steadyWriter) close() {
+	for _, c := range w.wires {
+		c.close()
+	}
+}
+
+func (w *steadyWriter) run(ctx context.Context, until <-chan struct{}) {
+	if !w.introduce(ctx) {
+		return
+	}
+	begun := time.Now()
+	for {
+		due := time.Until(begun.Add(time.Duration(w.number) * steadyInterval))
+		select {
+		case <-time.After(due):
+		case <-until:
+			return
+		case <-ctx.Done():
+			return
+		}
+		n := min(steadyBatchMax, max(1, int64(time.Since(begun)/steadyInterval)-w.number+1))
+		w.write(ctx, n)
+	}
+}
+
+// introduce gets a producer id.
+func (w *steadyWriter) introduce(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		for node := range w.s.brokers {
+			req, resp := kmsg.NewPtrInitProducerIDRequest(), kmsg.NewPtrInitProducerIDResponse()
+			req.Version, req.TransactionTimeoutMillis, req.ProducerID, req.ProducerEpoch = initProducerVersion, 60000, -1, -1
+			if err := w.wire(node).call(ctx, attemptMax, req, resp); err == nil && resp.ErrorCode == 0 {
+				w.producer, w.epoch = resp.ProducerID, resp.ProducerEpoch
+				return true
+			}
+		}
+		_ = sleep(ctx, againAfter) // the loop looks at ctx
+	}
+	return false
+}
+
+func (w *steadyWriter) wire(node int32) *wire {
+	c := w.wires[node]
+	if c == nil {
+		c = &wire{address: w.s.brokers[node]}
+		w.wires[node] = c
+	}
+	return c
+}
+
+// write sends one batch until it is acknowledged.
+func (w *steadyWriter) write(ctx context.Context, n int64) {
+	var values [][]byte
+	for i := range n {
+		values = append(values, numbered(w.name(), w.number+i, w.s.size))
+	}
+	data := batch(w.producer, w.epoch, w.sequence, values)
+	for ctx.Err() == nil {
+		offset, err := w.attempt(ctx, data)
+		if err == nil {
+			w.done(n, true, offset)
+			return
+		}
+		if errors.Is(err, errRefused) {
+			w.s.refuse(fmt.Sprintf("%s, number %d: %v", w.name(), w.number, err))
+		}
+		w.leader = -1
+		_ = sleep(ctx, againAfter) // the loop looks at ctx
+	}
+	w.done(n, false, 0)
+}
+
+// done writes down what became of a batch.
+func (w *steadyWriter) done(n int64, acked bool, offset int64) {
+	if acked {
+		w.s.timeline.heard(fmt.Sprintf("%s-%d", w.s.topic, w.partition), time.Now())
+	}
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	for i := range n {
+		one := history.Write{Writer: w.name(), Number: w.number + i, Acked: acked}
+		if acked && offset >= 0 {
+			one.Place = &history.Place{Partition: w.partition, Offset: offset + i}
+		}
+		w.s.mu.writes = append(w.s.mu.writes, one)
+	}
+	w.number += n
+	w.sequence = int32((int64(w.sequence) + n) % sequenceLimit)
+}
+
+// errRefused is returned for an answer that must not be to a producer that has sent everything in order.
+var errRefused = errors.New("refused")
+
+// attempt sends the batch once. The offset is -1 when the answer says only that the batch is there.
+func (w *steadyWriter) attempt(ctx context.Context, data []byte) (offset int64, err error) {
+	if w.leader < 0 {
+		if w.leader = w.s.askLeader(ctx, w.partition); w.leader < 0 {
+			return 0, kerr.LeaderNotAvailable
+		}
+	}
+	req, resp := kmsg.NewPtrProduceRequest(), kmsg.NewPtrProduceResponse()
+	req.Version, req.Acks, req.TimeoutMillis = produceVersion, -1, int32(attemptMax/time.Millisecond)
+	part := kmsg.NewProduceRequestTopicPartition()
+	part.Partition, part.Records = w.partition, data
+	topic := kmsg.NewProduceRequestTopic()
+	topic.Topic, topic.Partitions = w.s.topic, append(topic.Partitions, part)
+	req.Topics = append(req.Topics, topic)
+	if err := w.wire(w.leader).call(ctx, attemptMax, req, resp); err != nil {
+		return 0, err
+	}
+	if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
+		return 0, fmt.Errorf("%w: an answer for %d topics", errRefused, len(resp.Topics))
+	}
+	answer := resp.Topics[0].Partitions[0]
+	return produceOutcome(answer.ErrorCode, answer.BaseOffset)
+}
+
+// produceOutcome tells what may be tried again from what must not be.
+func produceOutcome(code int16, offset int64) (int64, error) {
+	err := kerr.ErrorForCode(code)
+	switch {
+	case err == nil:
+		return offset, nil
+	case errors.Is(err, kerr.DuplicateSequenceNumber):
+		return -1, nil
+	case kerr.IsRetriable(err) || errors.Is(err, kerr.KafkaStorageError):
+		return 0, err
+	}
+	return 0, fmt.Errorf("%w: %w", errRefused, err)
+}
+
+// refusedMax bounds the list: one wrong answer may come again and again.
+const refusedMax = 20
+
+func (s *steady) refuse(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.mu.refused) < refusedMax {
+		s.mu.refused = append(s.mu.refused, text)
+	}
+}
+
+// askLeader asks all nodes at once and believes the newest answer: one that is cut off may still take itself for the leader.
+func (s *steady) askLeader(ctx context.Context, partition int32) int32 {
+	answers := make(chan *kmsg.MetadataResponseTopicPartition, len(s.brokers))
+	for _, address := range s.brokers {
+		go func() { answers <- s.askOne(ctx, address, partition) }()
+	}
+	leader, epoch := int32(-1), int32(-1)
+	for range s.brokers {
+		if a := <-answers; a != nil && a.Leader >= 0 && a.LeaderEpoch > epoch {
+			leader, epoch = a.Leader, a.LeaderEpoch
+		}
+	}
+	return leader
+}
+
+// askOne is nil when there is no answer in time.
+func (s *steady) askOne(ctx context.Context, address string, partition int32) *kmsg.MetadataResponseTopicPartition {
+	w := &wire{address: address}
+	defer w.close()
+	req, resp := kmsg.NewPtrMetadataRequest(), kmsg.NewPtrMetadataResponse()
+	topic := kmsg.NewMetadataRequestTopic()
+	topic.Topic = kmsg.StringPtr(s.topic)
+	req.Version, req.Topics = metadataVersion, append(req.Topics, topic)
+	if err := w.call(ctx, askLeaderMax, req, resp); err != nil || len(resp.Topics) != 1 {
+		return nil
+	}
+	for i := range resp.Topics[0].Partitions {
+		if p := &resp.Topics[0].Partitions[i]; p.Partition == partition {
+			return p
+		}
+	}
+	return nil
+}
+
+// numbered makes a value that tells its writer and number.
+func numbered(writer string, number int64, size int) []byte {
+	b := fmt.Appendf(nil, "%s %d ", writer, number)
+	for len(b) < size {
+		b = append(b, "sluice"[len(b)%6])
+	}
+	return b
+}
