@@ -155,7 +155,7 @@ func (n *coreNode) open() error {
 		Defaults: controller.Defaults{
 			NumPartitions: c.Topics.Partitions, ReplicationFactor: c.Topics.ReplicationFactor, OffsetsPartitions: c.Topics.OffsetsPartitions,
 		},
-		ReserveBytes: c.ReserveBytes, Logger: n.logger.With("component", "controller"),
+		ReserveBytes: c.ReserveBytes, Version: versionText(), Logger: n.logger.With("component", "controller"),
 	})
 	if err != nil {
 		return err
@@ -169,6 +169,7 @@ func (n *coreNode) open() error {
 	n.door, err = rest.Open(rest.Options{
 		Listen: c.HTTP, Health: n.health, Version: versionText(), Profiles: c.Profiles, Logger: n.logger.With("component", "http"),
 		Components: map[string]rest.Component{"controller": n.controller, "broker": n.broker},
+		Routes:     clusterRoutes(n.controller),
 	})
 	return err
 }
@@ -237,6 +238,8 @@ func coreHint(err error) error {
 	switch {
 	case errors.Is(err, controller.ErrInUse):
 		return hint(err, "stop the process that runs on this directory, or choose another with --data")
+	case errors.Is(err, controller.ErrRemoved):
+		return hint(err, "its replicas are elsewhere; with an empty data directory it can join again")
 	case errors.Is(err, controller.ErrOtherNode):
 		return hint(err, "start with the --id that the directory was made with, or choose another with --data")
 	}

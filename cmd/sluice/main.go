@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, s streams) int {
 func rootCommand() *cobra.Command {
 	root := parent("sluice", "Carries sensor data from the device to whoever analyses it",
 		coreCommand(), edgeCommand(), bridgeCommand(), devCommand(),
-		topicCommand(), groupCommand(), produceCommand(), consumeCommand(),
+		clusterCommand(), topicCommand(), groupCommand(), produceCommand(), consumeCommand(),
 		logCommand(), configCommand(), versionCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })

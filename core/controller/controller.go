@@ -74,6 +74,8 @@ type Options struct {
 	Files *commitlog.Files
 	// Now is the wall clock, by which retention judges the age of records; nil means time.Now.
 	Now func() time.Time
+	// Version is the release that this node runs, for those who look at the cluster.
+	Version string
 	// Logger gets what a person should know; nil discards it.
 	Logger *slog.Logger
 }

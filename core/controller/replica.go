@@ -47,6 +47,7 @@ type replica struct {
 
 	cancel  context.CancelFunc // ends run and the set's
 	running sync.WaitGroup
+	rate    rate // at which segments are fetched
 
 	// The rest belongs to run.
 	term           uint64
@@ -62,6 +63,7 @@ func (r *replica) run(ctx context.Context) {
 	defer tick.Stop()
 	wait := dutyWait
 	for {
+		r.rate.sample(r.set.Fetched())
 		group, image := r.group.Changed(), r.c.Changed()
 		err := r.round(ctx)
 		var retry <-chan time.Time

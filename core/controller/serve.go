@@ -47,6 +47,10 @@ func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error)
 	switch r.Op {
 	case opPing:
 		return &pingAnswer{Server: c.id.server(), Leaving: c.leaving.Load(), Disk: c.disks.own(), Level: meta.Level}, nil
+	case opOverview:
+		return c.report(), nil
+	case opElect:
+		return c.serveElect(ctx, r)
 	case opRemoved:
 		c.removedOnce.Do(func() { close(c.removed) })
 		return nil, nil

@@ -190,3 +190,9 @@ func (s *Set) Complete() bool { return s.catchUp.complete() }
 // Completed returns a channel that is closed once Complete is true. A later
 // Restore may make it false again.
 func (s *Set) Completed() <-chan struct{} { return s.catchUp.completed() }
+
+// Lacks returns how many bytes of segments are still to be fetched.
+func (s *Set) Lacks() int64 { return s.catchUp.bytes() }
+
+// Fetched returns how many bytes have been fetched from peers since the start.
+func (s *Set) Fetched() uint64 { return s.metrics.fetchedBytes.Get() }

@@ -1,9 +1,11 @@
 // Package rest is a node's HTTP door for operators: GET /metrics in Prometheus' text form,
 // /healthz for whoever decides whether the node gets traffic, and /status, which shows the
-// state of every component as JSON.
+// state of every component as JSON. Further paths ([Options.Routes]) show or change what the
+// program that owns the node lets operators change.
 //
-// It only reads, and it does not authenticate: its listener belongs on localhost or an
-// operators' network. Answers are bounded by what the components write.
+// It does not authenticate: its listener belongs on localhost or an operators' network. Changes
+// are POSTs of JSON, which a web page elsewhere cannot make a browser send. Answers are bounded
+// by what the components write.
 package rest
 
 import (
@@ -26,9 +28,9 @@ import (
 // Limits of the server: it serves a few scrapers and people.
 const (
 	connectionsMax  = 256
-	requestBytesMax = 16 << 10 // there are no bodies to send
+	requestBytesMax = 16 << 10 // bodies name a few nodes and numbers
 	readTimeout     = 10 * time.Second
-	writeTimeout    = 30 * time.Second
+	writeTimeout    = 60 * time.Second // contains the time that a route takes
 	idleTimeout     = 2 * time.Minute
 	shutdownTimeout = 2 * time.Second // for answers under way
 )
@@ -42,10 +44,19 @@ type Component interface {
 	Status() any // fit for JSON
 }
 
+// Route is a path of its own. Get shows something as JSON; Post takes a JSON body and answers with
+// JSON, or with {} for nil. Either may be nil. An error that implements Status() int chooses the HTTP
+// status, which is 500 otherwise.
+type Route struct {
+	Get  func(ctx context.Context) (any, error)
+	Post func(ctx context.Context, body []byte) (any, error)
+}
+
 // Options of a Server.
 type Options struct {
 	Listen     string               // host:port
 	Components map[string]Component // by the name under which /status shows them
+	Routes     map[string]Route     // by path
 	Health     func() error         // why the node cannot serve; nil when it can
 	Version    string
 	// Profiles are served at /debug/pprof/, as package net/http/pprof does, for go tool pprof. They show what the node does and cost it
@@ -73,7 +84,7 @@ func Open(o Options) (*Server, error) {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
 	s := &Server{options: o, listener: l, set: metrics.NewSet(), requests: make(map[string]*metrics.Counter), begun: time.Now()}
-	for _, path := range []string{"/metrics", "/healthz", "/status", "other"} {
+	for _, path := range append([]string{"/metrics", "/healthz", "/status", "other"}, slices.Sorted(maps.Keys(o.Routes))...) {
 		s.requests[path] = s.set.NewCounter(fmt.Sprintf("sluice_rest_requests_total{path=%q}", path))
 	}
 	return s, nil
@@ -115,6 +126,10 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx) {
 		c.Inc()
 	} else {
 		s.requests["other"].Inc()
+	}
+	if route, ok := s.options.Routes[path]; ok {
+		s.route(ctx, route)
+		return
 	}
 	if !ctx.IsGet() && !ctx.IsHead() {
 		ctx.Response.Header.Set("Allow", "GET, HEAD")
@@ -167,13 +182,7 @@ func (s *Server) status(ctx *fasthttp.RequestCtx) {
 		}
 	}
 	out["process"] = map[string]any{"version": s.options.Version, "uptimeSeconds": int64(time.Since(s.begun).Seconds())}
-	ctx.SetContentType("application/json")
-	e := json.NewEncoder(ctx)
-	e.SetIndent("", "  ")
-	if err := e.Encode(out); err != nil {
-		ctx.ResetBody()
-		fail(ctx, fasthttp.StatusInternalServerError, "encode status: "+err.Error(), "")
-	}
+	writeJSON(ctx, out)
 }
 
 func (s *Server) names() []string { return slices.Sorted(maps.Keys(s.options.Components)) }
