@@ -182,7 +182,7 @@ func (s *Server) status(ctx *fasthttp.RequestCtx) {
 		}
 	}
 	out["process"] = map[string]any{"version": s.options.Version, "uptimeSeconds": int64(time.Since(s.begun).Seconds())}
-	writeJSON(ctx, out)
+	writeJSON(ctx, "status", out)
 }
 
 func (s *Server) names() []string { return slices.Sorted(maps.Keys(s.options.Components)) }

@@ -166,3 +166,46 @@ func TestAddressInUse(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 }
+
+// refusal is an error with a status of its own.
+type refusal struct{ error }
+
+func (refusal) Status() int  { return 409 }
+func (refusal) Hint() string { return "try again" }
+
+func TestRoutes(t *testing.T) {
+	routes := map[string]Route{
+		"/show":   {Get: func(context.Context) (any, error) { return map[string]int{"n": 7}, nil }},
+		"/change": {Post: func(_ context.Context, body []byte) (any, error) { return nil, refusal{errors.New("no " + string(body))} }},
+		"/do":     {Post: func(context.Context, []byte) (any, error) { return nil, nil }},
+	}
+	url := run(t, Options{Routes: routes})
+	post := func(path, kind string) (int, string) {
+		resp, err := http.Post(url+path, kind, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(text)
+	}
+	if code, kind, body := get(t, url+"/show"); code != 200 || kind != "application/json" || !strings.Contains(body, `"n": 7`) {
+		t.Errorf("answered %d %s %s", code, kind, body)
+	}
+	if code, body := post("/change", "application/json"); code != 409 || body != `{"error":"no {}","hint":"try again"}`+"\n" {
+		t.Errorf("a refused change: %d %s", code, body)
+	}
+	if code, body := post("/do", "application/json; charset=utf-8"); code != 200 || body != "{}\n" {
+		t.Errorf("a change: %d %s", code, body)
+	}
+	// A form or a script of another site can send this without asking first.
+	if code, _ := post("/do", "text/plain"); code != 415 {
+		t.Errorf("a body that is no JSON: %d", code)
+	}
+	if code, _ := post("/show", "application/json"); code != 405 {
+		t.Errorf("a POST to what only shows: %d", code)
+	}
+	if code, _, _ := get(t, url+"/do"); code != 405 {
+		t.Errorf("a GET of what only changes: %d", code)
+	}
+}

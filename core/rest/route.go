@@ -43,7 +43,7 @@ func (s *Server) route(ctx *fasthttp.RequestCtx, r Route) {
 	if out == nil {
 		out = struct{}{}
 	}
-	writeJSON(ctx, out)
+	writeJSON(ctx, "answer", out)
 }
 
 func (r *Route) methods() string {
@@ -69,12 +69,13 @@ func (s *Server) failRoute(ctx *fasthttp.RequestCtx, err error) {
 	fail(ctx, code, err.Error(), hint)
 }
 
-func writeJSON(ctx *fasthttp.RequestCtx, v any) {
+// writeJSON writes a value; what names it for whoever it cannot be encoded for.
+func writeJSON(ctx *fasthttp.RequestCtx, what string, v any) {
 	ctx.SetContentType("application/json")
 	e := json.NewEncoder(ctx)
 	e.SetIndent("", "  ")
 	if err := e.Encode(v); err != nil {
 		ctx.ResetBody()
-		fail(ctx, fasthttp.StatusInternalServerError, "encode answer: "+err.Error(), "")
+		fail(ctx, fasthttp.StatusInternalServerError, "encode "+what+": "+err.Error(), "")
 	}
 }
