@@ -95,14 +95,14 @@ func TestNoFlippedByteIsServed(t *testing.T) {
 			if bad == 0 || told == 0 {
 				t.Fatalf("segment %d byte %d: %d reads failed, told %d times", seg.Base, at, bad, told)
 			}
-			if err := l.Verify(seg.Base, nil); !errors.Is(err, ErrCorrupt) {
+			if err := l.Verify(seg.Base, false, nil); !errors.Is(err, ErrCorrupt) {
 				t.Fatalf("segment %d byte %d: Verify: %v", seg.Base, at, err)
 			}
 			repair(t, l, source, seg)
 			if bad := servesOnlyGood(t, l, good); bad > 0 {
 				t.Fatalf("segment %d byte %d: %d reads failed after the repair", seg.Base, at, bad)
 			}
-			if err := l.Verify(seg.Base, nil); err != nil {
+			if err := l.Verify(seg.Base, false, nil); err != nil {
 				t.Fatal(err)
 			}
 			l.Close()
@@ -204,7 +204,7 @@ func TestRepairWhileAppending(t *testing.T) {
 	repair(t, l, twin, seg)
 	more(40)
 	mustSync(t, l)
-	if err := l.Verify(0, nil); err != nil {
+	if err := l.Verify(0, false, nil); err != nil {
 		t.Fatal(err)
 	}
 	sameLogs(t, l, twin)
@@ -249,7 +249,7 @@ func TestRepairRefuses(t *testing.T) {
 		t.Fatalf("commit of something else: %v", err)
 	}
 	w.Close()
-	if err := l.Verify(seg.Base, nil); err != nil {
+	if err := l.Verify(seg.Base, false, nil); err != nil {
 		t.Fatalf("the segment was touched: %v", err)
 	}
 	l.SetStart(seg.Next)

@@ -72,7 +72,7 @@ func useConcurrently(t *testing.T, l *Log) {
 	})
 	loop(func() error {
 		for _, s := range l.Segments() {
-			if err := l.Verify(s.Base, nil); err != nil && !errors.Is(err, ErrMissing) && s.Base >= l.Start() {
+			if err := l.Verify(s.Base, false, nil); err != nil && !errors.Is(err, ErrMissing) && s.Base >= l.Start() {
 				return err
 			}
 		}

@@ -383,7 +383,7 @@ func TestCrashWithMarks(t *testing.T) {
 				t.Fatalf("seed %d: [%d, %d), synced %d of %d", seed, again.Start(), again.End(), acked, l.End())
 			}
 			for _, s := range again.Segments() {
-				if err := again.Verify(s.Base, nil); err != nil {
+				if err := again.Verify(s.Base, false, nil); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -3,7 +3,6 @@ package commitlog
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
 	"sluice/core/vfs"
@@ -193,64 +192,6 @@ func (w *segmentWriter) Close() error {
 	w.l.mu.Lock()
 	defer w.l.mu.Unlock()
 	w.part.writing = false
-	return nil
-}
-
-// verifyBytes is how much Verify reads between two calls of pace.
-const verifyBytes = 256 << 10
-
-// checksum computes the CRC32C of the first n bytes of a file. pace, if not
-// nil, is called after each block with its size.
-func checksum(files *Files, file vfs.File, n int64, pace func(n int) error) (uint32, error) {
-	buf := files.buffer()
-	defer files.putBuffer(buf)
-	if cap(*buf) < verifyBytes {
-		*buf = make([]byte, verifyBytes)
-	}
-	var sum uint32
-	for at := int64(0); at < n; {
-		p := (*buf)[:min(verifyBytes, n-at)]
-		if err := readFull(file, p, at); err != nil {
-			return 0, err
-		}
-		sum = crc32.Update(sum, castagnoli, p)
-		at += int64(len(p))
-		if pace == nil {
-			continue
-		}
-		if err := pace(len(p)); err != nil {
-			return 0, err
-		}
-	}
-	return sum, nil
-}
-
-// Verify reads the segment with that base and compares its CRC with what it
-// was when it was appended. The error wraps ErrCorrupt when they differ. pace
-// is called now and then with the number of bytes read since the last call; it
-// may wait, and its error ends Verify.
-func (l *Log) Verify(base int64, pace func(n int) error) error {
-	l.mu.Lock()
-	_, s := l.segmentLocked(base)
-	if s == nil || s.missing != nil || l.mu.closed {
-		l.mu.Unlock()
-		return fmt.Errorf("verify segment %d: %w", base, ErrMissing)
-	}
-	info := s.info(base)
-	s.data.pin()
-	l.mu.Unlock()
-	file, err := s.data.opened(false)
-	if err != nil {
-		return fmt.Errorf("verify segment %d: %w", base, err)
-	}
-	defer s.data.release()
-	sum, err := checksum(l.files, file, info.Bytes, pace)
-	if err == nil && sum != info.CRC {
-		err = fmt.Errorf("%w: %s: CRC %08x, want %08x", ErrCorrupt, file.Name(), sum, info.CRC)
-	}
-	if err != nil {
-		return fmt.Errorf("verify segment %d: %w", base, err)
-	}
 	return nil
 }
 

@@ -61,7 +61,7 @@ func sameLogs(t *testing.T, a, b *Log) {
 	}
 	for _, s := range a.Segments() {
 		for _, l := range []*Log{a, b} {
-			if err := l.Verify(s.Base, nil); err != nil {
+			if err := l.Verify(s.Base, false, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -283,7 +283,7 @@ func TestQuarantine(t *testing.T) {
 			t.Fatal(missing, err)
 		}
 		paced := 0
-		if err := to.Verify(info.Base, func(n int) error { paced += n; return nil }); !errors.Is(err, ErrCorrupt) {
+		if err := to.Verify(info.Base, false, func(n int) error { paced += n; return nil }); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("damage was not found: %v", err)
 		}
 		if int64(paced) != info.Bytes {

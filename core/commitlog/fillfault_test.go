@@ -95,7 +95,7 @@ func finishCatchUp(fsys vfs.FS, leader *Log, manifest Manifest) error {
 		}
 	}
 	for _, info := range manifest.Segments {
-		if err := l.Verify(info.Base, nil); err != nil {
+		if err := l.Verify(info.Base, false, nil); err != nil {
 			return err
 		}
 	}

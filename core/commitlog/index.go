@@ -76,6 +76,8 @@ type index struct {
 	markPos  int64   // position of the last mark written
 	markSlot int64   // which is next
 	exists   bool    // the file is there, with a header
+	wrong    bool    // the file was found wrong: it is made anew before it is used
+	rebuilds int     // how often that was
 }
 
 func newIndex(h *handle, base int64) *index {

@@ -178,18 +178,10 @@ func (l *Log) seek(scan *scanner, v view, offset int64) error {
 		}
 	}
 	if err != nil {
-		l.giveUp(v.s.index)
+		l.distrust(v.s)
 		scan.pos = 0
 	}
 	return scan.forward(offset)
-}
-
-// giveUp stops using an index that was wrong; opening the log again makes it
-// anew.
-func (l *Log) giveUp(x *index) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	x.giveUpLocked()
 }
 
 // forward skips the batches that end at or before offset.

@@ -21,11 +21,16 @@ func (l *Log) ensure(s *segment) {
 	defer s.index.io.Unlock()
 	l.mu.Lock()
 	ready = s.index.ready || s.index.off // somebody else did it
+	wrong := s.index.wrong
+	if wrong {
+		s.index.wrong = false
+		s.index.rebuilds++
+	}
 	l.mu.Unlock()
 	if ready {
 		return
 	}
-	if mark, ok := s.index.mark(t.bytes); ok && mark.bytes == t.bytes {
+	if mark, ok := s.index.mark(t.bytes); ok && mark.bytes == t.bytes && !wrong {
 		if found, err := s.index.load(t.bytes); err == nil {
 			l.setIndex(s.index, found, nil)
 			return

@@ -71,7 +71,7 @@ func (l *Log) lookupIn(s *segment, bytes, start, ts int64) (offset, timestamp, n
 	// The batches before such an entry are all too early, or too low.
 	e, err := l.search(s.index, func(e entry) bool { return (e.maxTs < ts || e.offset <= start) && e.position < bytes })
 	if err != nil {
-		l.giveUp(s.index)
+		l.distrust(s)
 	} else {
 		scan.pos = e.position
 	}

@@ -113,7 +113,7 @@ func (s *Set) syncRestored(p *Partition) error {
 // verify compares a segment with its checksum and syncs it; one that differs is
 // set aside and becomes missing.
 func (s *Set) verify(ctx context.Context, p *Partition, seg commitlog.SegmentInfo) {
-	err := p.log.Verify(seg.Base, func(n int) error { return s.catchUp.fetch.wait(ctx, int64(n)) })
+	err := p.log.Verify(seg.Base, false, func(n int) error { return s.catchUp.fetch.wait(ctx, int64(n)) })
 	if err == nil {
 		err = s.syncSegment(p, seg.Base)
 	}
