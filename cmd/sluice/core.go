@@ -155,7 +155,8 @@ func (n *coreNode) open() error {
 		Defaults: controller.Defaults{
 			NumPartitions: c.Topics.Partitions, ReplicationFactor: c.Topics.ReplicationFactor, OffsetsPartitions: c.Topics.OffsetsPartitions,
 		},
-		ReserveBytes: c.ReserveBytes, Version: versionText(), Logger: n.logger.With("component", "controller"),
+		ReserveBytes: c.ReserveBytes, ScrubBytesPerSecond: c.Scrub.BytesPerSecond, ScrubInterval: c.Scrub.Interval,
+		Version: versionText(), Logger: n.logger.With("component", "controller"),
 	})
 	if err != nil {
 		return err

@@ -209,7 +209,7 @@ func (k *checker) fill(at int64) error {
 	case err == nil || errors.Is(err, io.EOF):
 		return k.corrupt(io.ErrUnexpectedEOF)
 	}
-	return fmt.Errorf("read %s at byte %d: %w", k.file.Name(), at, err)
+	return unreadable(k.file, at, err)
 }
 
 func (k *checker) corrupt(cause error) error {

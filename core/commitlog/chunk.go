@@ -1,9 +1,11 @@
 package commitlog
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 
 	"sluice/core/vfs"
 )
@@ -112,5 +114,13 @@ func readFull(file vfs.File, p []byte, off int64) error {
 	if err == io.EOF || err == nil { //nolint:errorlint // ReaderAt returns it bare
 		return fmt.Errorf("%w: %s ends at %d", ErrCorrupt, file.Name(), off+int64(n))
 	}
-	return fmt.Errorf("read %s: %w", file.Name(), err)
+	return unreadable(file, off, err)
+}
+
+// unreadable is the error of a read that failed. A sector that the disk cannot read is damage like any other.
+func unreadable(file vfs.File, off int64, err error) error {
+	if errors.Is(err, syscall.EIO) {
+		return fmt.Errorf("%w: read %s at byte %d: %w", ErrCorrupt, file.Name(), off, err)
+	}
+	return fmt.Errorf("read %s at byte %d: %w", file.Name(), off, err)
 }

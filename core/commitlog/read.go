@@ -25,6 +25,10 @@ func (l *Log) Read(offset, maxBytes, end int64) (*Chunk, error) {
 	if errors.Is(err, fs.ErrNotExist) && offset < l.Start() {
 		return nil, ErrOutOfRange // unlinked since
 	}
+	if errors.Is(err, fs.ErrNotExist) && !l.gone(v.s) {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+		l.suspect(v.s.base, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read: %w", err)
 	}

@@ -143,5 +143,5 @@ func (s *scanner) failed(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return s.corrupt(err)
 	}
-	return fmt.Errorf("read %s at byte %d: %w", s.file.Name(), s.pos, err)
+	return unreadable(s.file, s.pos, err)
 }

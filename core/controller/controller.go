@@ -70,6 +70,9 @@ type Options struct {
 	// ReserveBytes of the disk stay free: with less, no records are taken for the shards that this node votes in. Zero means 1 GiB or a
 	// twentieth of the disk, whichever is less, but at least what the node's replicas may have in flight.
 	ReserveBytes int64
+	// ScrubBytesPerSecond and ScrubInterval are those of partition.ScrubOptions.
+	ScrubBytesPerSecond int64
+	ScrubInterval       time.Duration
 	// Files bounds the open segment files of the node; nil means commitlog's own bound.
 	Files *commitlog.Files
 	// Now is the wall clock, by which retention judges the age of records; nil means time.Now.
@@ -92,6 +95,7 @@ type Controller struct {
 	lead    *lead
 	members *members
 	disks   *disks
+	scrub   *partition.Scrubber
 	metrics *controllerMetrics
 
 	metadata atomic.Pointer[shard.Group]
@@ -171,6 +175,9 @@ func (c *Controller) open() error {
 	c.pool, c.lead, c.members = newPool(c.node), newLead(c), newMembers(c)
 	c.disks = newDisks(c)
 	c.disks.look()
+	c.scrub = partition.NewScrubber(partition.ScrubOptions{
+		Sets: c.Sets, BytesPerSecond: c.o.ScrubBytesPerSecond, Interval: c.o.ScrubInterval, Logger: c.log,
+	})
 	c.metrics = newControllerMetrics(c)
 	c.node.Handle(kindControl, c.serveControl)
 	c.node.Handle(kindJoin, c.serveJoin)
@@ -244,6 +251,7 @@ func (c *Controller) serve(ctx context.Context) error {
 	run.Go(func() error { c.lead.runBalance(ctx); return nil })
 	run.Go(func() error { c.disks.run(ctx); return nil })
 	run.Go(func() error { c.keepPeers(ctx); return nil })
+	run.Go(func() error { c.scrub.Run(ctx); return nil })
 	run.Go(func() error { return c.register(ctx) })
 	run.Go(func() error { return c.watchMetadata(ctx, g) })
 	run.Go(func() error { c.reconcile(ctx, run); return nil })

@@ -96,6 +96,9 @@ func tickUnless(retry, tick <-chan time.Time) <-chan time.Time {
 // round does what the leader has to do now.
 func (r *replica) round(ctx context.Context) error {
 	term, ok := r.group.Serving()
+	if ok && !r.set.Complete() && r.yield(ctx) {
+		return nil
+	}
 	if !ok {
 		r.term = 0
 		r.doneTerm.Store(0)

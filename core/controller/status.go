@@ -7,6 +7,7 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 
 	"sluice/core/meta"
+	"sluice/core/partition"
 )
 
 type controllerMetrics struct {
@@ -86,6 +87,7 @@ func (c *Controller) Metrics() *metrics.Set { return c.metrics.set }
 // partitions.
 func (c *Controller) WritePrometheus(w io.Writer) {
 	c.metrics.set.WritePrometheus(w)
+	c.scrub.Metrics().WritePrometheus(w)
 	c.node.WritePrometheus(w)
 	for _, s := range c.Sets() {
 		s.WritePrometheus(w)
@@ -104,6 +106,7 @@ type Status struct {
 	Ready       bool
 	Nodes       []meta.Node
 	Disks       []NodeDisk
+	Scrub       partition.ScrubStatus
 	Shards      []ShardStatus
 	Metadata    any
 }
@@ -118,6 +121,7 @@ type ShardStatus struct {
 	Partitions int
 	Lost       bool `json:",omitempty"`
 	Replica    any  `json:",omitempty"`
+	Data       any  `json:",omitempty"` // its partitions
 }
 
 // Status describes the metadata for /status.
@@ -130,7 +134,7 @@ func (c *Controller) Status() any {
 	if leader, ok := c.Leader(); ok {
 		s.Leader = leader
 	}
-	s.Disks = c.disks.all()
+	s.Disks, s.Scrub = c.disks.all(), c.scrub.Status()
 	select {
 	case <-c.ready:
 		s.Ready = true
@@ -151,7 +155,7 @@ func (c *Controller) shardStatus(s *meta.Shard) ShardStatus {
 		out.Leader, out.Term = leader, term
 	}
 	if r := c.replica(s.ID); r != nil {
-		out.Replica = r.group.Status()
+		out.Replica, out.Data = r.group.Status(), r.set.Status()
 	}
 	return out
 }

@@ -185,7 +185,12 @@ func (c *catchUp) bytes() int64 {
 
 // Complete tells whether all data named by the restored checkpoint is here and
 // synced. Until then reads of what is missing fail with ErrMissing.
-func (s *Set) Complete() bool { return s.catchUp.complete() }
+// What is damaged is not here; but what no peer can mend is not waited for.
+func (s *Set) Complete() bool { return s.catchUp.complete() && s.wounds.healing() == 0 }
+
+// Servable tells whether the set may be led from: nothing is lacking. Damaged segments are not served and not
+// lacking: what of them is good is read.
+func (s *Set) Servable() bool { return s.catchUp.complete() }
 
 // Completed returns a channel that is closed once Complete is true. A later
 // Restore may make it false again.

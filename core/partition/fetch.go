@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
 	"sluice/core/commitlog"
@@ -20,9 +21,18 @@ const (
 	backOffMax = 5 * time.Second
 )
 
-// Run fetches what a restored checkpoint names and this replica lacks, until ctx
-// ends. It returns nil then, or the error that has stopped the set.
+// Run fetches what a restored checkpoint names and this replica lacks, and repairs
+// what is found damaged, until ctx ends. It returns nil then, or the error that has stopped the set.
 func (s *Set) Run(ctx context.Context) error {
+	var repairs sync.WaitGroup
+	defer repairs.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	repairs.Go(func() { s.repair(ctx) })
+	return s.catchUpRounds(ctx)
+}
+
+func (s *Set) catchUpRounds(ctx context.Context) error {
 	wait := backOffMin
 	for round := 0; ; round++ {
 		if err := s.Err(); err != nil {
@@ -31,7 +41,7 @@ func (s *Set) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if s.Complete() {
+		if s.catchUp.complete() {
 			select {
 			case <-s.catchUp.wake:
 				wait = backOffMin
@@ -213,7 +223,8 @@ func (s *Set) fetchSegment(ctx context.Context, conn net.Conn, p *Partition, seg
 		return s.fetchFailed(p, seg, err)
 	}
 	defer w.Close()
-	if err := s.fetchPieces(ctx, conn, p, seg, w); err != nil {
+	failed := func(err error) error { return s.fetchFailed(p, seg, err) }
+	if err := s.fetchPieces(ctx, conn, p, seg, w, failed); err != nil {
 		return err
 	}
 	if err := w.Commit(); err != nil {
@@ -246,7 +257,8 @@ func (s *Set) fetchFailed(p *Partition, seg commitlog.SegmentInfo, err error) er
 	return fmt.Errorf("%w: no longer wanted: %w", ErrPeer, err)
 }
 
-func (s *Set) fetchPieces(ctx context.Context, conn net.Conn, p *Partition, seg commitlog.SegmentInfo, w commitlog.SegmentWriter) error {
+// fetchPieces fetches the rest of a segment. failed is asked what an error of its own storage means.
+func (s *Set) fetchPieces(ctx context.Context, conn net.Conn, p *Partition, seg commitlog.SegmentInfo, w commitlog.SegmentWriter, failed func(error) error) error {
 	buf := make([]byte, min(pieceBytesMax, seg.Bytes))
 	q := pieceRequest{Topic: p.key.Topic, Index: p.key.Index, Base: seg.Base, Bytes: seg.Bytes, From: w.Resume(), Max: pieceBytesMax}
 	for q.From < seg.Bytes {
@@ -255,7 +267,7 @@ func (s *Set) fetchPieces(ctx context.Context, conn net.Conn, p *Partition, seg 
 			return err
 		}
 		if _, err := w.WriteAt(piece, q.From); err != nil {
-			return s.fetchFailed(p, seg, err)
+			return failed(err)
 		}
 		q.From += int64(len(piece))
 		s.metrics.fetchedBytes.Add(len(piece))

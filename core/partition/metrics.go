@@ -26,6 +26,8 @@ type setMetrics struct {
 	fetchErrors      *metrics.Counter
 	servedBytes      *metrics.Counter
 
+	damageSeen, repaired, repairErrors *metrics.Counter
+
 	refusals []refusal
 	other    *metrics.Counter
 }
@@ -54,6 +56,10 @@ func newSetMetrics(s *Set) *setMetrics {
 	m.fetchedSegments = counter("fetched_segments")
 	m.fetchErrors = counter("fetch_errors")
 	m.servedBytes = counter("served_bytes")
+	repair := func(what string) *metrics.Counter {
+		return m.set.NewCounter(fmt.Sprintf("sluice_repair_%s_total{shard=\"%d\"}", what, s.o.Shard))
+	}
+	m.damageSeen, m.repaired, m.repairErrors = repair("damaged_segments"), repair("repaired_segments"), repair("errors")
 	m.addRefusals(s)
 	m.addGauges(s)
 	return m
@@ -81,6 +87,8 @@ func (m *setMetrics) addGauges(s *Set) {
 	gauge("partitions", func() float64 { return float64(s.Len()) })
 	gauge("producers", func() float64 { return float64(s.producerCount()) })
 	gauge("missing_segments", func() float64 { return float64(s.catchUp.segments()) })
+	m.set.NewGauge(fmt.Sprintf("sluice_repair_waiting_segments{shard=\"%d\"}", s.o.Shard), func() float64 { return float64(s.wounds.healing()) })
+	m.set.NewGauge(fmt.Sprintf("sluice_repair_hopeless_segments{shard=\"%d\"}", s.o.Shard), func() float64 { _, n := s.wounds.count(); return float64(n) })
 	gauge("doomed", func() float64 { return float64(s.doomed.len()) })
 }
 
@@ -119,7 +127,28 @@ type Status struct {
 	MissingSegments int    `json:"missingSegments"`
 	MissingBytes    int64  `json:"missingBytes"`
 	Doomed          int    `json:"waitingForCheckpoint"`
-	Error           string `json:"error,omitempty"`
+	// Damaged segments are being repaired, or wait for a peer that has them.
+	Damaged []DamagedSegment `json:"damaged,omitempty"`
+	Error   string           `json:"error,omitempty"`
+}
+
+// DamagedSegment is one line of a Status.
+type DamagedSegment struct {
+	File     string `json:"file"`
+	Error    string `json:"error"`
+	Hopeless bool   `json:"noReplicaHasIt,omitempty"`
+}
+
+// statusDamaged bounds the list in a Status; metrics have the number.
+const statusDamaged = 20
+
+func (w *wounds) status() (list []DamagedSegment) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range w.mu.list[:min(len(w.mu.list), statusDamaged)] {
+		list = append(list, DamagedSegment{File: x.p.segmentPath(x.base), Error: x.cause.Error(), Hopeless: x.hopeless})
+	}
+	return list
 }
 
 // Status describes the set.
@@ -127,7 +156,7 @@ func (s *Set) Status() any {
 	st := Status{
 		Shard: uint32(s.o.Shard), Partitions: s.Len(), Producers: s.producerCount(),
 		Complete: s.Complete(), MissingSegments: s.catchUp.segments(), MissingBytes: s.catchUp.bytes(),
-		Doomed: s.doomed.len(),
+		Doomed: s.doomed.len(), Damaged: s.wounds.status(),
 	}
 	for p := range s.All() {
 		st.Bytes += p.Bytes()

@@ -115,6 +115,9 @@ func (s *Set) readPiece(q *pieceRequest) (*commitlog.Chunk, error) {
 	if q.From < 0 || n <= 0 {
 		return nil, fmt.Errorf("%w: piece from %d of %d bytes", ErrProtocol, q.From, q.Bytes)
 	}
+	if s.wounds.has(p, q.Base) {
+		return nil, fmt.Errorf("segment %d: %w", q.Base, commitlog.ErrCorrupt)
+	}
 	chunk, err := p.log.ReadSegment(q.Base, q.From, n)
 	if err != nil {
 		return nil, err

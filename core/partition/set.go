@@ -75,6 +75,7 @@ type Set struct {
 	closed  atomic.Bool
 	doomed  doomedList
 	catchUp catchUp
+	wounds  wounds
 }
 
 // Open returns an empty set. What its directories hold counts only once Restore
@@ -94,6 +95,7 @@ func Open(o Options) (*Set, error) {
 		log:        o.Logger.With("shard", uint32(o.Shard)),
 		partitions: make(map[Key]*Partition),
 	}
+	s.wounds.init()
 	s.catchUp.init(o.FetchBytesPerSecond, o.ServeBytesPerSecond)
 	s.metrics = newSetMetrics(s)
 	return s, nil
@@ -202,11 +204,15 @@ func (s *Set) open(sec *section, fresh bool) (*Partition, []commitlog.SegmentInf
 	if err != nil {
 		return nil, nil, fmt.Errorf("claim directory of %s-%d: %w", sec.Name, k.Index, err)
 	}
-	log, missing, err := commitlog.OpenAt(s.o.FS, dir, s.logConfig(sec.Config), sec.Log)
+	p := &Partition{key: k, name: sec.Name, dir: dir, arrived: sec.arrived}
+	c := s.logConfig(sec.Config)
+	c.Epoch = p.EpochAt
+	c.Damaged = func(base int64, err error) { s.suspect(p, base, err) }
+	log, missing, err := commitlog.OpenAt(s.o.FS, dir, c, sec.Log)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open log of %s-%d: %w", sec.Name, k.Index, err)
 	}
-	p := &Partition{key: k, name: sec.Name, dir: dir, log: log, arrived: sec.arrived}
+	p.log = log
 	p.named.Store(marked && len(sec.Log.Segments) > 0) // by the checkpoint, if it was taken here
 	s.adopt(p, sec)
 	s.mu.Lock()
@@ -272,6 +278,7 @@ func (s *Set) drop(p *Partition) error {
 	p.pending = pending{}
 	p.remove()
 	s.catchUp.forget(p)
+	s.wounds.forget(p)
 	if err := p.log.Close(); err != nil {
 		return fmt.Errorf("close log of deleted %s-%d: %w", p.name, p.key.Index, err)
 	}

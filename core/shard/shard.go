@@ -73,6 +73,11 @@ type StateMachine interface {
 	Err() error
 }
 
+// Servable may be implemented by a StateMachine that can be led from although it is not Complete: it refuses by itself
+// what it must not serve. Such a replica keeps leadership until another takes it, is not in sync otherwise, and is no
+// target of a transfer.
+type Servable interface{ Servable() bool }
+
 // Checkpoint is a captured state.
 type Checkpoint interface {
 	// Persist syncs the data that the checkpoint names, then writes the checkpoint to w. It runs

@@ -147,10 +147,17 @@ func (g *Group) Leader() (node meta.NodeID, term uint64, ok bool) {
 // that this one has not heard of yet: see Verify.
 func (g *Group) Serving() (term uint64, ok bool) {
 	term, ok = g.leads()
-	if !ok || g.barrier() != term || !g.sm.Complete() || g.log.Busy() > g.heartbeat {
+	if !ok || g.barrier() != term || !g.servable() || g.log.Busy() > g.heartbeat {
 		return 0, false
 	}
 	return term, true
+}
+
+func (g *Group) servable() bool {
+	if s, ok := g.sm.(Servable); ok {
+		return s.Servable()
+	}
+	return g.sm.Complete()
 }
 
 func (g *Group) barrier() uint64 {

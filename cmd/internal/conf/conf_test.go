@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -46,7 +47,7 @@ func TestAGoodFileStandsOverTheDefaults(t *testing.T) {
 	want := DefaultCore()
 	want.ID, want.Rack, want.Kafka, want.Advertise = 2, "rack2", "0.0.0.0:9092", "core-2.example:9092"
 	want.Join = []string{"core-1:9093", "core-3:9093"}
-	want.Topics.Partitions, want.ReserveBytes = 12, 2<<30
+	want.Topics.Partitions, want.ReserveBytes, want.Scrub.Interval = 12, 2<<30, 12*time.Hour
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Error(diff)
 	}
@@ -116,7 +117,7 @@ func TestPrintedConfigurationCanBeRead(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	if names := Names(&Core{}); !slices.Contains(names, "pidFile") || len(names) != 14 {
+	if names := Names(&Core{}); !slices.Contains(names, "pidFile") || len(names) != 15 {
 		t.Errorf("the names are %v", names)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"time"
 )
 
 // Core is the configuration of a core node. Flags of `sluice core` stand above it.
@@ -22,9 +23,16 @@ type Core struct {
 	// ReserveBytes of the data directory's disk stay free: with less, no records are taken for the shards of this node. 0 for 1 GiB or a twentieth
 	// of the disk, whichever is less, but at least what the node may have in flight.
 	ReserveBytes int64   `yaml:"reserveBytes"`
+	Scrub        Scrub   `yaml:"scrub"`
 	Topics       Topics  `yaml:"topics"`
 	TLS          CoreTLS `yaml:"tls"`
 	Log          Log     `yaml:"log"`
+}
+
+// Scrub says how the segments on the disk are read again in the background and compared with their checksums.
+type Scrub struct {
+	BytesPerSecond int64         `yaml:"bytesPerSecond"` // while the node is at work, four times as much while it is idle; -1: never
+	Interval       time.Duration `yaml:"interval"`       // from the beginning of one pass over everything to the next
 }
 
 // Topics says what a topic gets when its creator does not say.
@@ -57,13 +65,16 @@ type Log struct {
 const (
 	reserveBytesMin = 1 << 20 // what a node writes to say goodbye has to fit
 	partitionsMax   = 10_000  // of one topic by default; more is surely a mistake
-	replicationMax  = 9       // more voters make every write slower and nothing safer
+	scrubBytesMin   = 64 << 10
+	scrubMin        = time.Second
+	replicationMax  = 9 // more voters make every write slower and nothing safer
 )
 
 // DefaultCore is a node on localhost that begins a cluster of its own.
 func DefaultCore() Core {
 	return Core{
 		ID: 1, Data: "data", Kafka: "127.0.0.1:9092", Node: "127.0.0.1:9093", HTTP: "127.0.0.1:9644",
+		Scrub:  Scrub{BytesPerSecond: 8 << 20, Interval: 24 * time.Hour},
 		Topics: Topics{Partitions: 3, OffsetsPartitions: 10},
 		Log:    DefaultLog(),
 	}
@@ -82,6 +93,9 @@ func (c *Core) Validate() error {
 	}
 	if c.ReserveBytes != 0 && c.ReserveBytes < reserveBytesMin {
 		return fmt.Errorf("reserveBytes: %d: must be 0 (by the size of the disk) or at least %d", c.ReserveBytes, reserveBytesMin)
+	}
+	if err := c.Scrub.validate(); err != nil {
+		return err
 	}
 	for _, a := range []struct{ field, value string }{{"kafka", c.Kafka}, {"node", c.Node}, {"http", c.HTTP}, {"advertise", c.Advertise}} {
 		if a.value == "" && (a.field == "http" || a.field == "advertise") {
@@ -120,6 +134,16 @@ func wildcard(addr string) bool {
 	}
 	ip := net.ParseIP(host)
 	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+func (s Scrub) validate() error {
+	switch {
+	case s.BytesPerSecond != -1 && s.BytesPerSecond < scrubBytesMin:
+		return fmt.Errorf("scrub.bytesPerSecond: %d: must be -1 (never) or at least %d", s.BytesPerSecond, scrubBytesMin)
+	case s.Interval < scrubMin:
+		return fmt.Errorf("scrub.interval: %s: must be at least %s", s.Interval, scrubMin)
+	}
+	return nil
 }
 
 func (t Topics) validate() error {
