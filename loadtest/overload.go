@@ -1,12 +1,18 @@
 package loadtest
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -96,16 +102,18 @@ func (l Overload) attacks(ctx context.Context, run *phases, suffix string) error
 		if len(l.Scenarios) > 0 && !slices.Contains(l.Scenarios, s.name) {
 			continue
 		}
-		a := &attack{Overload: l, topic: "overload-" + s.name + "-" + suffix, adm: kadm.NewClient(run.probe.client)}
-		a.seen.counts = make(map[string]int64)
-		if err := a.prepare(ctx); err != nil {
+		topic, adm := "overload-"+s.name+"-"+suffix, kadm.NewClient(run.probe.client)
+		if err := l.createTopic(ctx, adm, topic); err != nil {
 			return err
 		}
 		run.next(ctx, s.name)
-		a.during(ctx, s.run)
-		run.seen[len(run.seen)-1] = a.seen.counts
+		seen, err := l.attackers(ctx, Attack{Scenario: s.name, Topic: topic, Brokers: l.Brokers(), Connections: l.Connections, Duration: l.Phase})
+		if err != nil {
+			return err
+		}
+		run.seen[len(run.seen)-1] = seen
 		run.next(ctx, "after "+s.name)
-		_, _ = a.adm.DeleteTopics(ctx, a.topic) // its disk is needed by the next; a failure shows there
+		_, _ = adm.DeleteTopics(ctx, topic) // its disk is needed by the next; a failure shows there
 		if !pauseFor(ctx, overloadSettle) {
 			return ctx.Err()
 		}
@@ -129,11 +137,75 @@ func (l Overload) judge(r *OverloadResult) {
 	}
 }
 
+func (l Overload) createTopic(ctx context.Context, adm *kadm.Client, topic string) error {
+	resp, err := adm.CreateTopic(ctx, bulkPartitions, int16(len(l.list)), nil, topic)
+	if err == nil {
+		err = resp.Err
+	}
+	if err != nil {
+		return fmt.Errorf("create topic %s: %w", topic, err)
+	}
+	return nil
+}
+
+// An Attack is the bad clients of one scenario. They run in a process of their own: within the one that measures, they would delay what it measures.
+type Attack struct {
+	Scenario    string        `json:"scenario"`
+	Topic       string        `json:"topic"`
+	Brokers     []string      `json:"brokers"`
+	Connections int           `json:"connections"`
+	Duration    time.Duration `json:"duration_ns"`
+}
+
+// AttackCommand is the command under which the program that links this package runs an Attack: its JSON on standard input, the counts on standard output.
+const AttackCommand = "overload-clients"
+
+// attackers runs an attack in a process of its own and returns what its clients saw.
+func (l Overload) attackers(ctx context.Context, a Attack) (map[string]int64, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the own program: %w", err)
+	}
+	in, err := json.Marshal(a)
+	if err != nil {
+		return nil, fmt.Errorf("encode attack: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, self, AttackCommand)
+	own(cmd)
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("run the clients of %s: %w", a.Scenario, err)
+	}
+	seen := make(map[string]int64)
+	if err := json.Unmarshal(out, &seen); err != nil {
+		return nil, fmt.Errorf("read what the clients of %s saw: %w", a.Scenario, err)
+	}
+	return seen, nil
+}
+
+// Run makes the attack and returns what its clients saw.
+func (a Attack) Run(ctx context.Context) (map[string]int64, error) {
+	w := &attack{Attack: a}
+	w.seen.counts = make(map[string]int64)
+	ctx, cancel := context.WithTimeout(ctx, a.Duration)
+	defer cancel()
+	if err := w.findLeaders(ctx); err != nil {
+		return nil, err
+	}
+	for _, s := range scenarios {
+		if s.name == a.Scenario {
+			s.run(w, ctx)
+		}
+	}
+	<-ctx.Done()
+	w.all.Wait()
+	return w.seen.counts, nil
+}
+
 // attack is one scenario at work.
 type attack struct {
-	Overload
-	topic   string
-	adm     *kadm.Client
+	Attack
 	leaders map[int32]string // partition to address
 	seen    struct {
 		sync.Mutex
@@ -142,39 +214,27 @@ type attack struct {
 	all sync.WaitGroup
 }
 
-// prepare makes the topic that is attacked.
-func (a *attack) prepare(ctx context.Context) error {
-	resp, err := a.adm.CreateTopic(ctx, bulkPartitions, int16(len(a.list)), nil, a.topic)
-	if err == nil {
-		err = resp.Err
-	}
+func (a *attack) findLeaders(ctx context.Context) error {
+	c, err := Kafka{Brokers: a.Brokers}.client()
 	if err != nil {
-		return fmt.Errorf("create topic %s: %w", a.topic, err)
+		return err
 	}
-	topics, err := a.adm.ListTopics(ctx, a.topic)
-	if err == nil {
-		err = topics.Error()
-	}
+	defer c.Close()
+	m, err := kadm.NewClient(c).Metadata(ctx, a.Topic)
 	if err != nil {
-		return fmt.Errorf("find leaders of %s: %w", a.topic, err)
+		return fmt.Errorf("find leaders of %s: %w", a.Topic, err)
+	}
+	address := make(map[int32]string)
+	for _, b := range m.Brokers {
+		address[b.NodeID] = net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port)))
 	}
 	a.leaders = make(map[int32]string)
-	for _, p := range topics[a.topic].Partitions {
-		if int(p.Leader) < 1 || int(p.Leader) > len(a.list) {
-			return fmt.Errorf("partition %d of %s is led by %d", p.Partition, a.topic, p.Leader)
+	for _, p := range m.Topics[a.Topic].Partitions {
+		if a.leaders[p.Partition] = address[p.Leader]; address[p.Leader] == "" {
+			return fmt.Errorf("partition %d of %s has no leader", p.Partition, a.Topic)
 		}
-		a.leaders[p.Partition] = a.list[p.Leader-1].Kafka
 	}
 	return nil
-}
-
-// during runs the scenario for the phase and waits until all its clients are gone.
-func (a *attack) during(ctx context.Context, run func(*attack, context.Context)) {
-	ctx, cancel := context.WithTimeout(ctx, a.Phase)
-	defer cancel()
-	run(a, ctx)
-	<-ctx.Done()
-	a.all.Wait()
 }
 
 func (a *attack) count(what string, n int64) {
@@ -216,7 +276,7 @@ func (a *attack) client(ctx context.Context, addr string, i int, serve func(ctx 
 }
 
 // node is the address of one of the nodes.
-func (a *attack) node(i int) string { return a.list[i%len(a.list)].Kafka }
+func (a *attack) node(i int) string { return a.Brokers[i%len(a.Brokers)] }
 
 // leader is where a partition is led, by turns.
 func (a *attack) leader(i int) (partition int32, addr string) {

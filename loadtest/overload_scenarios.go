@@ -41,7 +41,7 @@ const (
 func (a *attack) connections(ctx context.Context) {
 	target := a.node(0)
 	start := make(chan struct{}, connectWorkers)
-	a.clients(ctx, "connection", a.Connections, func(int) string {
+	a.clients(ctx, "connection", a.Attack.Connections, func(int) string {
 		start <- struct{}{}
 		return target
 	}, func(ctx context.Context, c *rawConn, i int) error {
@@ -53,7 +53,7 @@ func (a *attack) connections(ctx context.Context) {
 		a.count("connections that were greeted", 1)
 		for i%activeOneOf == 0 {
 			began := time.Now()
-			if _, err := c.call(metadataOf(a.topic), nil); err != nil {
+			if _, err := c.call(metadataOf(a.Topic), nil); err != nil {
 				return err
 			}
 			a.count("answers to the active ones", 1)
@@ -86,7 +86,7 @@ func (a *attack) slowConsumers(ctx context.Context) {
 		a.count("fill failed: "+err.Error(), 1)
 	}
 	a.clients(ctx, "slow consumer", slowConsumers, a.leaderOf, func(ctx context.Context, c *rawConn, i int) error {
-		var req kmsg.Request = fetchOf(a.topic, math.MaxInt32, time.Second, a.ledBy(a.leaderOf(i))...)
+		var req kmsg.Request = fetchOf(a.Topic, math.MaxInt32, time.Second, a.ledBy(a.leaderOf(i))...)
 		if i%4 == 0 {
 			all := kmsg.NewPtrMetadataRequest()
 			all.Version = 9
@@ -105,7 +105,7 @@ func (a *attack) slowConsumers(ctx context.Context) {
 
 // fill writes to the topic what can be fetched.
 func (a *attack) fill(ctx context.Context, bytes int64) error {
-	_, err := Produce{Kafka: Kafka{Brokers: a.Brokers(), Topic: a.topic, Options: []kgo.Opt{kgo.RequestRetries(3)}}, Size: 16 << 10, Records: bytes >> 14, Acks: "all",
+	_, err := Produce{Kafka: Kafka{Brokers: a.Brokers, Topic: a.Topic, Options: []kgo.Opt{kgo.RequestRetries(3)}}, Size: 16 << 10, Records: bytes >> 14, Acks: "all",
 		Idempotent: true, Compression: "none", Random: true, BatchBytes: giantBatch}.Run(ctx)
 	return err
 }
@@ -117,7 +117,7 @@ func (a *attack) giant(ctx context.Context) {
 	a.clients(ctx, "100,000 partitions", giantAskers, a.leaderOf, a.askGiant)
 	a.clients(ctx, "fetch of 2 GB", giantReaders, a.leaderOf, func(_ context.Context, c *rawConn, i int) error {
 		for {
-			n, err := c.call(fetchOf(a.topic, math.MaxInt32, time.Second, a.ledBy(a.leaderOf(i))...), nil)
+			n, err := c.call(fetchOf(a.Topic, math.MaxInt32, time.Second, a.ledBy(a.leaderOf(i))...), nil)
 			if err != nil {
 				return err
 			}
@@ -130,7 +130,7 @@ func (a *attack) giant(ctx context.Context) {
 // claim says that 100 MiB will come and sends a KiB a second of it.
 func (a *attack) claim(ctx context.Context, c *rawConn, i int) error {
 	partition, _ := a.leader(i)
-	frame := frameOf(produceOf(a.topic, -1, batchOf(1, 100), partition), 1)
+	frame := frameOf(produceOf(a.Topic, -1, batchOf(1, 100), partition), 1)
 	binary.BigEndian.PutUint32(frame, giantFrame)
 	if _, err := c.Write(frame); err != nil {
 		return err
@@ -152,7 +152,7 @@ func (a *attack) sendGiant(_ context.Context, c *rawConn, i int) error {
 	req := kmsg.NewPtrProduceRequest()
 	req.Version, req.Acks, req.TimeoutMillis = 9, -1, 60000
 	for size := 0; size+len(batch) < giantFrame-(1<<20); size += len(batch) {
-		t := produceOf(a.topic, -1, batch, partitions[size/len(batch)%len(partitions)]).Topics[0]
+		t := produceOf(a.Topic, -1, batch, partitions[size/len(batch)%len(partitions)]).Topics[0]
 		req.Topics = append(req.Topics, t)
 	}
 	frame := frameOf(req, 1)
@@ -189,7 +189,7 @@ func (a *attack) askGiant(_ context.Context, c *rawConn, i int) error {
 		for p := range partitions {
 			partitions[p] = int32(p)
 		}
-		req = fetchOf(a.topic, math.MaxInt32, time.Second, partitions...)
+		req = fetchOf(a.Topic, math.MaxInt32, time.Second, partitions...)
 	} else {
 		names := make([]string, giantNames)
 		for n := range names {
@@ -229,7 +229,7 @@ func (a *attack) tiny(ctx context.Context) {
 	batch := batchOf(1, 1)
 	a.clients(ctx, "tiny producer", tinyProducers, a.leaderOf, func(_ context.Context, c *rawConn, i int) error {
 		partition, _ := a.leader(i)
-		return a.pump(c, produceOf(a.topic, -1, batch, partition), tinyInFlight, "tiny")
+		return a.pump(c, produceOf(a.Topic, -1, batch, partition), tinyInFlight, "tiny")
 	})
 	a.clients(ctx, "storm", tinyStorms, a.node, func(_ context.Context, c *rawConn, _ int) error {
 		for {
@@ -304,10 +304,10 @@ func (a *attack) fastProducer(ctx context.Context) {
 	batch := batchOf(1, fastBatch)
 	a.clients(ctx, "acks=all producer", fastProducers, a.leaderOf, func(_ context.Context, c *rawConn, i int) error {
 		partition, _ := a.leader(i)
-		return a.pump(c, produceOf(a.topic, -1, batch, partition), 0, "acks=all")
+		return a.pump(c, produceOf(a.Topic, -1, batch, partition), 0, "acks=all")
 	})
 	a.clients(ctx, "acks=0 producer", fastProducers, a.leaderOf, func(_ context.Context, c *rawConn, i int) error {
 		partition, _ := a.leader(i)
-		return a.pump(c, produceOf(a.topic, 0, batch, partition), 0, "acks=0")
+		return a.pump(c, produceOf(a.Topic, 0, batch, partition), 0, "acks=0")
 	})
 }

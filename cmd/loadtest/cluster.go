@@ -184,3 +184,18 @@ func overloadCommand(o *common) *cobra.Command {
 	f.DurationVar(&l.P99Max, "p99-max", 0, "that the well-behaved producer may see (default: not judged)")
 	return c
 }
+
+// overloadClientsCommand is what overload starts for the clients of a scenario.
+func overloadClientsCommand() *cobra.Command {
+	return &cobra.Command{Use: loadtest.AttackCommand, Hidden: true, RunE: func(c *cobra.Command, _ []string) error {
+		var a loadtest.Attack
+		if err := json.NewDecoder(c.InOrStdin()).Decode(&a); err != nil {
+			return fmt.Errorf("%w: read the attack: %v", errUsage, err)
+		}
+		seen, err := a.Run(c.Context())
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(c.OutOrStdout()).Encode(seen)
+	}}
+}

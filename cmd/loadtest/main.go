@@ -80,6 +80,7 @@ func root() *cobra.Command {
 		catchUpCommand(&o),
 		chaosCommand(&o),
 		overloadCommand(&o),
+		overloadClientsCommand(),
 		scaleCommand(&o),
 	)
 	for _, sub := range c.Commands() {

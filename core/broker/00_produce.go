@@ -36,6 +36,8 @@ const (
 // produce is one Produce request on its way.
 type produce struct {
 	b       *Broker
+	ctx     context.Context // of the connection, within Serve
+	flow    shard.Flow      // each connection gets its share of what a shard can take
 	req     *kmsg.ProduceRequest
 	version int16
 	image   *meta.Image
@@ -68,9 +70,9 @@ type produceWait struct {
 	slots  []produceSlot
 }
 
-func (b *Broker) handleProduce(_ context.Context, r *kafka.Request) kafka.Reply {
+func (b *Broker) handleProduce(ctx context.Context, r *kafka.Request) kafka.Reply {
 	p := &produce{
-		b: b, req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: b.opts.Now().UnixMilli(),
+		b: b, ctx: ctx, flow: shard.Flow(r.Conn.ID), req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: b.opts.Now().UnixMilli(),
 		resp: kmsg.NewPtrProduceResponse(), groups: make(map[meta.ShardID]*shardEntry),
 	}
 	defer func() { b.ctl.Admitted(p.asked) }()
@@ -83,7 +85,7 @@ func (b *Broker) handleProduce(_ context.Context, r *kafka.Request) kafka.Reply 
 		return nil
 	}
 	timeout := min(max(time.Duration(p.req.TimeoutMillis)*time.Millisecond, produceTimeoutMin), produceTimeoutMax)
-	p.req = nil // its records lie in a frame that is reused from here on
+	p.req, p.ctx = nil, nil // its records lie in a frame that is reused from here on
 	deadline := time.Now().Add(timeout)
 	return func(ctx context.Context) kafka.Response { return p.finish(ctx, deadline) }
 }
@@ -180,7 +182,7 @@ func (p *produce) propose(e *shardEntry) {
 		return
 	}
 	p.b.metrics.producedBatch.Add(len(e.items))
-	future := e.group.Propose(partition.EncodeAppend(e.items))
+	future := e.group.ProposeFor(p.ctx, p.flow, partition.EncodeAppend(e.items))
 	p.waits = append(p.waits, produceWait{future: future, slots: e.slots})
 	e.items, e.slots, e.bytes = nil, nil, 0
 }

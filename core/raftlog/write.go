@@ -8,6 +8,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
+// keptBufferBytes is the largest buffer that a log keeps for its next write; there are many logs, and larger writes are those of a flood.
+const keptBufferBytes = 1 << 20
+
 // position is where the next record goes.
 type position struct {
 	segment *segment
@@ -228,7 +231,11 @@ func (s *Store) end(g *group, logs []*raft.Log) error {
 		return s.latch(err)
 	}
 	s.write.pos = g.at
-	s.write.buf = g.buf
+	if cap(g.buf) <= keptBufferBytes {
+		s.write.buf = g.buf
+	} else {
+		s.write.buf = nil
+	}
 	s.publish(g, logs)
 	if g.opened {
 		for _, unused := range s.forget() {

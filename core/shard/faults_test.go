@@ -168,15 +168,15 @@ func TestProposeIsBounded(t *testing.T) {
 	m := c.leader()
 	release := m.sm.block()
 	defer release()
-	entry := bytes.Repeat([]byte("x"), 8<<20)
+	entry := bytes.Repeat([]byte("x"), windowInitial/2)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for range maxInFlightBytes/len(entry) + 2 {
+		for range 3 {
 			m.group.Propose(entry)
 		}
 	}()
-	c.until("the bound is reached", func() bool { _, n := m.group.queue.inFlight(); return n == maxInFlightBytes })
+	c.until("the bound is reached", func() bool { _, n := m.group.queue.inFlight(); return n == windowInitial })
 	select {
 	case <-done:
 		t.Error("more than the bound was accepted")

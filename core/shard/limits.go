@@ -20,16 +20,17 @@ const (
 	// maxAppendBytes cuts a request before it is sent: 128 entries of 16 MiB would be 2 GiB.
 	maxAppendBytes = 8 << 20
 	// maxUnappliedBytes of committed entries may wait for the state machine of a follower; beyond
-	// it stops reading from the leader.
-	maxUnappliedBytes = 64 << 20
+	// it stops reading from the leader. They may all be in memory, in every group of the node.
+	maxUnappliedBytes = 32 << 20
 	// maxRPCsInFlight is the depth of a replication pipeline: 2 (the default) halves throughput of
 	// small entries, more than 16 gains little.
 	maxRPCsInFlight = 16
 	// maxPooledConns per peer and transport: heartbeats, appends and votes rarely overlap more.
 	maxPooledConns = 3
-	// maxInFlightBytes of proposals may wait for their commit in one group: what two seconds of a
-	// slow disk would take, and all that a leader can have written that is never committed.
-	maxInFlightBytes = 64 << 20
+	// maxInFlightBytes of proposals may wait for their commit in one group, and what a leader can have
+	// written that is never committed: several times what the fastest disk takes within a commit.
+	// How much of it is used is decided by how long commits take (see admission).
+	maxInFlightBytes = 16 << 20
 	// ReplicaInFlightBytes is the most that a replica still writes after its leader has taken the last proposal: all that may be in
 	// flight, once in the log and once where it is applied, and the log's next file.
 	ReplicaInFlightBytes = 2*maxInFlightBytes + 32<<20

@@ -133,10 +133,11 @@ func (g *Group) await(ctx context.Context, ok func() bool) error {
 
 // change runs one of the library's changes. Its future may be answered after ctx has ended.
 func (g *Group) change(ctx context.Context, what string, s meta.Server, fn func(*raft.Raft) raft.Future) error {
-	if !g.queue.acquire(0) {
-		return ErrNotLeader
+	held, err := g.queue.acquire(ctx, FlowNone, 0)
+	if err != nil {
+		return err
 	}
-	p := g.queue.aside(func() raft.Future { return fn(g.raft()) })
+	p := g.queue.aside(held, func() raft.Future { return fn(g.raft()) })
 	if _, err := p.Wait(ctx); err != nil {
 		return fmt.Errorf("%s %s of shard %d: %w", what, s, g.id, err)
 	}

@@ -16,6 +16,8 @@ type groupMetrics struct {
 	syncSeconds   *metrics.Histogram
 	syncs         *metrics.Counter
 	logBytes      *metrics.Counter
+	commitSeconds *metrics.Histogram
+	waitSeconds   *metrics.Histogram
 	leaderChanges *metrics.Counter
 	checkpoints   *metrics.Counter
 	pointBytes    *metrics.Counter
@@ -29,6 +31,8 @@ func newGroupMetrics(g *Group) *groupMetrics {
 		syncSeconds:   s.NewHistogram(name("log_sync_seconds")),
 		syncs:         s.NewCounter(name("log_syncs_total")),
 		logBytes:      s.NewCounter(name("log_written_bytes_total")),
+		commitSeconds: s.NewHistogram(name("commit_seconds")),
+		waitSeconds:   s.NewHistogram(name("propose_wait_seconds")),
 		leaderChanges: s.NewCounter(name("leader_changes_total")),
 		checkpoints:   s.NewCounter(name("checkpoints_total")),
 		pointBytes:    s.NewCounter(name("checkpoint_written_bytes_total")),
@@ -37,6 +41,7 @@ func newGroupMetrics(g *Group) *groupMetrics {
 	gauge("applied_entries_total", func() float64 { return float64(g.fsm.entries.Load()) })
 	gauge("applied_bytes_total", func() float64 { return float64(g.fsm.bytes.Load()) })
 	gauge("in_flight_bytes", func() float64 { _, n := g.queue.inFlight(); return float64(n) })
+	gauge("window_bytes", func() float64 { return float64(g.queue.windowBytes()) })
 	gauge("serving", func() float64 { return truth(g.isServing()) })
 	gauge("failed", func() float64 { return truth(g.Err() != nil) })
 	return m

@@ -1,10 +1,13 @@
 package shard
 
 import (
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -15,17 +18,17 @@ type proposals struct {
 	pending chan *proposal
 
 	mu     sync.Mutex
-	room   sync.Cond // proposals were answered, or the queue was closed
+	empty  sync.Cond // nothing is in flight any more
 	closed bool
-	count  int
-	bytes  int64
+	admission
 }
 
 // proposal is a Future.
 type proposal struct {
 	g      *Group
 	f      raft.Future
-	bytes  int64
+	room   room
+	began  time.Time
 	done   chan struct{}
 	result any
 	err    error
@@ -38,46 +41,82 @@ type refused struct{ err error }
 func (r refused) Wait(context.Context) (any, error) { return nil, r.err }
 
 func newProposals(g *Group) *proposals {
-	q := &proposals{g: g, pending: make(chan *proposal, maxInFlightEntries)}
-	q.room.L = &q.mu
+	q := &proposals{g: g, pending: make(chan *proposal, maxInFlightEntries), admission: newAdmission()}
+	q.empty.L = &q.mu
 	return q
 }
 
-// Propose appends an entry to the log if this replica leads. Entries of one caller are appended in
-// the order of its calls. The entry belongs to Raft from then on. It blocks while maxInFlightBytes
-// or maxInFlightEntries wait for their commit. An entry larger than MaxEntryBytes is refused.
+// Propose is ProposeFor the node itself.
 func (g *Group) Propose(entry []byte) Future {
+	return g.ProposeFor(context.Background(), FlowNone, entry)
+}
+
+// ProposeFor appends an entry to the log if this replica leads. Entries of one caller are appended in
+// the order of its calls. The entry belongs to Raft from then on. It blocks while too much waits for
+// its commit (see admission) and ctx has not ended; the end of ctx is answered with ErrNotLeader, as
+// nothing was appended. Entries that wait get their turns by the bytes of their flows. An entry
+// larger than MaxEntryBytes is refused.
+func (g *Group) ProposeFor(ctx context.Context, flow Flow, entry []byte) Future {
 	if len(entry) > MaxEntryBytes {
 		return refused{fmt.Errorf("propose %d bytes to shard %d: %w", len(entry), g.id, ErrTooLarge)}
 	}
-	r := g.raft()
-	if r.State() != raft.Leader {
+	if g.raft().State() != raft.Leader {
 		return refused{ErrNotLeader}
 	}
-	if !g.queue.acquire(int64(len(entry))) {
-		return refused{ErrNotLeader}
+	held, err := g.queue.acquire(ctx, flow, int64(len(entry)))
+	if err != nil {
+		return refused{err}
 	}
-	return g.queue.follow(r.Apply(entry, 0), int64(len(entry)))
+	return g.queue.follow(g.raft().Apply(entry, 0), held)
 }
 
-// acquire waits for room. It returns false when the group is closed.
-func (q *proposals) acquire(bytes int64) bool {
+// acquire waits for room. Its errors wrap ErrNotLeader: the group is closed, does not lead any more,
+// or ctx has ended.
+func (q *proposals) acquire(ctx context.Context, flow Flow, bytes int64) (room, error) {
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return room{}, ErrNotLeader
+	}
+	held, w := q.enter(flow, bytes)
+	q.mu.Unlock()
+	if w == nil {
+		return held, nil
+	}
+	began := time.Now()
+	defer func() { q.g.metrics.waitSeconds.Update(time.Since(began).Seconds()) }()
+	select {
+	case ok := <-w.ready:
+		return held, admitted(ok)
+	case <-ctx.Done():
+	}
+	return held, q.giveUp(ctx, w)
+}
+
+func admitted(ok bool) error {
+	if !ok {
+		return ErrNotLeader
+	}
+	return nil
+}
+
+// giveUp takes a waiter out of the queue, unless its turn has come meanwhile.
+func (q *proposals) giveUp(ctx context.Context, w *waiter) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for !q.closed && q.count > 0 && (q.bytes+bytes > maxInFlightBytes || q.count >= maxInFlightEntries) {
-		q.room.Wait()
+	select {
+	case ok := <-w.ready:
+		return admitted(ok)
+	default:
 	}
-	if q.closed {
-		return false
-	}
-	q.count++
-	q.bytes += bytes
-	return true
+	i := slices.Index(q.waiting, w)
+	heap.Remove(&q.waiting, i)
+	return fmt.Errorf("%w: gave up waiting for room: %w", ErrNotLeader, ctx.Err())
 }
 
 // follow makes a Future of one of the library's, which can only be waited for without a context.
-func (q *proposals) follow(f raft.Future, bytes int64) *proposal {
-	p := &proposal{g: q.g, f: f, bytes: bytes, done: make(chan struct{})}
+func (q *proposals) follow(f raft.Future, held room) *proposal {
+	p := &proposal{g: q.g, f: f, room: held, began: time.Now(), done: make(chan struct{})}
 	q.pending <- p // has room for all that acquire admits
 	return p
 }
@@ -107,28 +146,33 @@ func (q *proposals) answer(p *proposal) {
 	}
 	close(p.done)
 	q.mu.Lock()
-	q.count--
-	q.bytes -= p.bytes
-	q.mu.Unlock()
-	q.room.Broadcast()
+	defer q.mu.Unlock()
+	if now := time.Now(); p.err == nil && p.room.bytes > 0 {
+		took := now.Sub(p.began)
+		q.committed(now, took, p.room.bytes)
+		q.g.metrics.commitSeconds.Update(took.Seconds())
+	}
+	if q.leave(p.room); q.count == 0 {
+		q.empty.Broadcast()
+	}
 }
 
 // close lets no further proposals in.
 func (q *proposals) close() {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.closed = true
-	q.mu.Unlock()
-	q.room.Broadcast()
+	q.dismiss()
 }
 
 // drain waits until everything is answered. Raft must still run.
 func (q *proposals) drain(ctx context.Context) {
-	stop := context.AfterFunc(ctx, q.room.Broadcast)
+	stop := context.AfterFunc(ctx, q.empty.Broadcast)
 	defer stop()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.count > 0 && ctx.Err() == nil {
-		q.room.Wait()
+		q.empty.Wait()
 	}
 }
 
@@ -136,7 +180,13 @@ func (q *proposals) drain(ctx context.Context) {
 func (q *proposals) inFlight() (count int, bytes int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.count, q.bytes
+	return q.count, q.bytes + q.light
+}
+
+func (q *proposals) windowBytes() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.window
 }
 
 // InFlightBytes are those of this replica's proposals that wait for their commit.
@@ -177,8 +227,8 @@ func outcome(err error) error {
 
 // aside follows a call that may block before it has a future, beside the queue. Acquire must have
 // admitted it.
-func (q *proposals) aside(call func() raft.Future) *proposal {
-	p := &proposal{g: q.g, done: make(chan struct{})}
+func (q *proposals) aside(held room, call func() raft.Future) *proposal {
+	p := &proposal{g: q.g, room: held, began: time.Now(), done: make(chan struct{})}
 	go func() {
 		p.f = call()
 		q.answer(p)

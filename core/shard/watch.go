@@ -175,10 +175,11 @@ func (g *Group) setBarrier(term uint64) {
 // passBarrier proposes a barrier in a term and reports the term when everything before it has been
 // applied. If the term is the same before and after, the barrier was appended in it.
 func (g *Group) passBarrier(term uint64, passed chan<- uint64) {
-	if !g.queue.acquire(0) {
+	held, err := g.queue.acquire(g.ctx, FlowNone, 0)
+	if err != nil {
 		return
 	}
-	p := g.queue.follow(g.raft().Barrier(0), 0)
+	p := g.queue.follow(g.raft().Barrier(0), held)
 	if _, err := p.Wait(g.ctx); err != nil {
 		return
 	}
