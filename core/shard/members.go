@@ -159,11 +159,15 @@ func (g *Group) Demote(ctx context.Context, s meta.Server) error {
 // for a barrier, and returns ErrNotLeader when the term changes meanwhile.
 func (g *Group) Committed(ctx context.Context) ([]Replica, error) {
 	term, leads := g.leads()
-	if !leads || !g.queue.acquire(0) {
+	if !leads {
 		return nil, ErrNotLeader
 	}
+	held, err := g.queue.acquire(ctx, FlowNone, 0)
+	if err != nil {
+		return nil, err
+	}
 	replicas := g.Replicas()
-	p := g.queue.follow(g.raft().Barrier(0), 0)
+	p := g.queue.follow(g.raft().Barrier(0), held)
 	if _, err := p.Wait(ctx); err != nil {
 		return nil, fmt.Errorf("commit members of shard %d: %w", g.id, err)
 	}
