@@ -13,6 +13,7 @@ type peers struct {
 
 	mu   sync.Mutex
 	byID map[raft.ServerID]*peer
+	lost map[raft.ServerID]time.Time // the last request that failed
 }
 
 type peer struct {
@@ -24,7 +25,7 @@ type peer struct {
 }
 
 func newPeers(last func() uint64) *peers {
-	return &peers{last: last, byID: map[raft.ServerID]*peer{}}
+	return &peers{last: last, byID: map[raft.ServerID]*peer{}, lost: map[raft.ServerID]time.Time{}}
 }
 
 // sending is called before a request is sent.
@@ -57,6 +58,20 @@ func (p *peers) heard(id raft.ServerID, last uint64, resp *raft.AppendEntriesRes
 		f.caughtUp = now
 	}
 	f.target = last
+}
+
+// missed notes that a request has failed.
+func (p *peers) missed(id raft.ServerID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lost[id] = time.Now()
+}
+
+// lostSince tells whether a request to a member has failed after that time.
+func (p *peers) lostSince(id raft.ServerID, since time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lost[id].After(since)
 }
 
 // get returns what is known of a follower: whether it answers, is in sync, and its last index.

@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// settledAfter is twice commitTimeout, and time for the message to come.
+const settledAfter = 2*commitTimeout + 100*time.Millisecond
+
 // heard is what leaders have told of their commit index: how often, and the last.
 type heard struct{ times, index uint64 }
 
@@ -20,15 +23,17 @@ func (g *Group) hears(index uint64) {
 }
 
 // Settled waits until this replica has applied what was committed when it was asked, or until ctx
-// ends. A follower waits for the next word of the leader, which takes up to twice commitTimeout
-// while the shard is idle: it is for those who compare replicas with what was acknowledged.
+// ends. A follower waits for the next word of the leader. What was committed before it was asked the
+// leader tells within twice commitTimeout; when nothing comes within settledAfter there was nothing
+// to tell. It is for those who compare replicas with what was acknowledged.
 func (g *Group) Settled(ctx context.Context) error {
 	tick := time.NewTicker(inSyncPoll)
 	defer tick.Stop()
 	g.mu.Lock()
 	before := g.mu.heard.times
 	g.mu.Unlock()
-	for !g.settled(before) {
+	asked := time.Now()
+	for !g.settled(before, time.Since(asked) >= settledAfter) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -38,7 +43,7 @@ func (g *Group) Settled(ctx context.Context) error {
 	return nil
 }
 
-func (g *Group) settled(before uint64) bool {
+func (g *Group) settled(before uint64, late bool) bool {
 	g.mu.Lock()
 	told := g.mu.heard
 	g.mu.Unlock()
@@ -46,5 +51,5 @@ func (g *Group) settled(before uint64) bool {
 	if _, leads := g.leads(); leads {
 		told = heard{before + 1, r.CommitIndex()}
 	}
-	return told.times > before && r.AppliedIndex() >= told.index && r.Stats()["fsm_pending"] == "0"
+	return (late || told.times > before) && r.AppliedIndex() >= told.index && r.Stats()["fsm_pending"] == "0"
 }

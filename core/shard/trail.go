@@ -55,14 +55,11 @@ func (g *Group) Checkpoint(ctx context.Context) error {
 	if index, _ := g.points.current(); g.fsm.applied.Load() <= index {
 		return nil
 	}
-	r := g.raft()
-	since := g.sinceBytes.Load()
-	c := r.ReloadableConfig()
-	c.TrailingLogs = g.trailing()
-	if err := r.ReloadConfig(c); err != nil {
+	since, trailing := g.sinceBytes.Load(), g.trailing()
+	if err := g.reload(func(c *raft.ReloadableConfig) { c.TrailingLogs = trailing }); err != nil {
 		return fmt.Errorf("checkpoint of shard %d: %w", g.id, err)
 	}
-	err := r.Snapshot().Error()
+	err := g.raft().Snapshot().Error()
 	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return fmt.Errorf("checkpoint of shard %d: %w", g.id, err)
 	}

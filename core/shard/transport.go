@@ -97,6 +97,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *ra
 	}
 	sent := t.g.peers.sending()
 	if err := send(id, to, a, resp); err != nil {
+		t.g.peers.missed(id)
 		if !isHeartbeat(a) {
 			t.awaitReachable(id, a.Term, time.Now())
 		}
@@ -124,20 +125,30 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddres
 	if err != nil {
 		return nil, err
 	}
-	return pipeline{AppendPipeline: p, t: t}, nil
+	return &pipeline{AppendPipeline: p, t: t, to: id}, nil
 }
 
+// pipeline belongs to the library's goroutine that sends to one follower.
 type pipeline struct {
 	raft.AppendPipeline
-	t *transport
+	t  *transport
+	to raft.ServerID
+
+	told told // by the last request
+	at   time.Time
 }
 
-// AppendEntries implements raft.AppendPipeline.
-func (p pipeline) AppendEntries(a *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+// AppendEntries implements raft.AppendPipeline. A request that would only repeat the last one is
+// dropped: its future, which the library does not look at, is nil, and no answer is ever made up
+// for it, for an answer would count as a sign of life and confirm leadership.
+func (p *pipeline) AppendEntries(a *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
 	if err := p.t.mayLead(); err != nil {
 		return nil, err
 	}
 	cutEntries(a)
+	if p.repeats(a, time.Now()) {
+		return nil, nil
+	}
 	return p.AppendPipeline.AppendEntries(a, resp)
 }
 

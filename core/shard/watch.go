@@ -30,7 +30,7 @@ type commit struct{ term, index uint64 }
 // watch turns the library's observations into changes of the view. Leadership is compared by term:
 // edges may be lost, and leaving and regaining it between two looks is a change as well.
 func (g *Group) watch() {
-	tick := time.NewTicker(watchInterval)
+	tick := time.NewTimer(untilEven(watchInterval))
 	defer tick.Stop()
 	failed, logFailed := g.failed, g.log.Failed()
 	passed := make(chan uint64, 1)
@@ -43,6 +43,7 @@ func (g *Group) watch() {
 		case <-r.events:
 		case <-r.raft.LeaderCh():
 		case <-tick.C:
+			tick.Reset(untilEven(watchInterval))
 			if asked != 0 && asked == g.raft().CurrentTerm() && g.barrier() != asked {
 				asked = 0 // the barrier failed, or is late: ask again
 			}
@@ -57,6 +58,7 @@ func (g *Group) watch() {
 			failed = nil
 			g.stopFailed()
 		}
+		g.pace(time.Now())
 		if term := g.refresh(); term != asked && term != 0 {
 			asked = term
 			g.wg.Go(func() { g.passBarrier(term, passed) })
