@@ -12,8 +12,6 @@ import (
 )
 
 const (
-	// balanceInterval is how often the metadata leader looks whether replicas should be elsewhere.
-	balanceInterval = 500 * time.Millisecond
 	// joinStable is how long a node must have answered before it gets replicas: one that comes and goes would only cost copies.
 	joinStable = 5 * time.Second
 	// removedTimeout bounds the word to a node that it was removed.
@@ -281,16 +279,15 @@ func (c *Controller) balanceNow() {
 
 // runBalance has replicas moved while this node leads the metadata.
 func (l *lead) runBalance(ctx context.Context) {
-	tick := time.NewTicker(balanceInterval)
-	defer tick.Stop()
 	for {
+		beat := l.c.beat.wait()
 		if l.serving() == nil && ctx.Err() == nil {
 			if err := l.balanceRound(ctx); err != nil && ctx.Err() == nil {
 				l.c.log.Debug("could not balance", "err", err)
 			}
 		}
 		select {
-		case <-tick.C:
+		case <-beat:
 		case <-l.c.balanceWake:
 		case <-ctx.Done():
 			return

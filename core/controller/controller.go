@@ -100,6 +100,7 @@ type Controller struct {
 
 	metadata atomic.Pointer[shard.Group]
 	replicas atomic.Pointer[map[meta.ShardID]*replica] // replaced, never changed
+	beat     *notifier                                 // every beatInterval
 	progress *notifier                                 // a replica has done what was wanted
 	current  chan struct{}                             // closed when the image is known to be recent
 	ready    chan struct{}
@@ -124,7 +125,7 @@ func Open(o Options) (*Controller, error) {
 	}
 	c := &Controller{
 		o: o, log: o.Logger, id: id, machine: newMachine(),
-		progress: newNotifier(), current: make(chan struct{}), ready: make(chan struct{}),
+		progress: newNotifier(), beat: newNotifier(), current: make(chan struct{}), ready: make(chan struct{}),
 		balanceWake: make(chan struct{}, 1), removed: make(chan struct{}),
 	}
 	if err := c.open(); err != nil {
@@ -246,6 +247,7 @@ func (c *Controller) serve(ctx context.Context) error {
 	}
 	c.metadata.Store(g)
 	run, ctx := errgroup.WithContext(ctx)
+	run.Go(func() error { c.keepBeat(ctx); return nil })
 	run.Go(func() error { c.lead.run(ctx); return nil })
 	run.Go(func() error { c.members.run(ctx); return nil })
 	run.Go(func() error { c.lead.runBalance(ctx); return nil })
@@ -260,10 +262,8 @@ func (c *Controller) serve(ctx context.Context) error {
 
 // watchMetadata ends the node when its replica of the metadata has stopped.
 func (c *Controller) watchMetadata(ctx context.Context, g *shard.Group) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
 	for {
-		changed := g.Changed()
+		beat, changed := c.beat.wait(), g.Changed()
 		if err := g.Err(); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("metadata group stopped: %w", err)
 		}
@@ -274,7 +274,7 @@ func (c *Controller) watchMetadata(ctx context.Context, g *shard.Group) error {
 		case <-c.removed:
 			return ErrRemoved
 		case <-changed:
-		case <-tick.C:
+		case <-beat:
 		case <-ctx.Done():
 			return nil
 		}

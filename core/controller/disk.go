@@ -18,6 +18,9 @@ const (
 	// second loses 40 MB between the look and the answer.
 	diskIntervalNear = 50 * time.Millisecond
 	nearReserves     = 4
+	// diskIntervalFar is the same while every disk has farBytes more than its reserve: more than a disk takes in that time.
+	diskIntervalFar = 2 * time.Second
+	farBytes        = 8 << 30
 	// diskForget is how long an answer counts. A node that is down cannot meet a full disk, and the others go on without it.
 	diskForget = fenceAfter
 	// A node's reserve, when it is not configured, is a twentieth of its disk, at most 1 GiB.
@@ -200,18 +203,23 @@ func (d *disks) run(ctx context.Context) {
 		}
 		d.forget(time.Now().Add(-diskForget))
 		d.relieve(ctx, &wg)
-		pause(ctx, d.interval())
+		pause(ctx, shard.UntilEven(d.interval()))
 	}
 }
 
-// interval is short while any disk is near its reserve.
+// interval is short while any disk is near its reserve, and long while all are far from it.
 func (d *disks) interval() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	far := len(d.mu.known) > 0
 	for _, known := range d.mu.known {
 		if known.near() {
 			return diskIntervalNear
 		}
+		far = far && known.FreeBytes > known.ReserveBytes+farBytes
+	}
+	if far {
+		return diskIntervalFar
 	}
 	return diskInterval
 }

@@ -13,8 +13,6 @@ import (
 )
 
 const (
-	// pingInterval is how often the metadata leader looks after the other nodes.
-	pingInterval = 500 * time.Millisecond
 	// pingTimeout is how long it waits for one: a node that takes longer is not waited for when a
 	// change is answered, until it answers a ping again.
 	pingTimeout = time.Second
@@ -357,15 +355,13 @@ func pause(ctx context.Context, d time.Duration) {
 
 // run looks after the other nodes while this one leads.
 func (l *lead) run(ctx context.Context) {
-	tick := time.NewTicker(pingInterval)
-	defer tick.Stop()
 	for {
-		changed := l.c.group().Changed()
+		beat, changed := l.c.beat.wait(), l.c.group().Changed()
 		if l.serving() == nil {
 			l.round(ctx)
 		}
 		select {
-		case <-tick.C:
+		case <-beat:
 		case <-changed:
 		case <-ctx.Done():
 			return

@@ -8,8 +8,6 @@ import (
 )
 
 const (
-	// membersInterval is how often the members of the metadata group are compared with the wanted ones.
-	membersInterval = 500 * time.Millisecond
 	// changeTimeout bounds one change of a group's members.
 	changeTimeout = 10 * time.Second
 	// votersMax: more voters of the metadata make every command slower and nothing safer.
@@ -37,9 +35,8 @@ func (m *members) poke() {
 }
 
 func (m *members) run(ctx context.Context) {
-	tick := time.NewTicker(membersInterval)
-	defer tick.Stop()
 	for {
+		beat := m.c.beat.wait()
 		for m.c.lead.serving() == nil && ctx.Err() == nil {
 			changed, err := m.pass(ctx)
 			if err != nil {
@@ -50,7 +47,7 @@ func (m *members) run(ctx context.Context) {
 			}
 		}
 		select {
-		case <-tick.C:
+		case <-beat:
 		case <-m.ch:
 		case <-ctx.Done():
 			return

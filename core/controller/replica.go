@@ -15,8 +15,6 @@ import (
 )
 
 const (
-	// dutyInterval is how often a shard's leader looks at its members when nothing woke it.
-	dutyInterval = 500 * time.Millisecond
 	// dutyTimeout bounds one round of duties, so that a shard without a majority tries anew.
 	dutyTimeout = 10 * time.Second
 	// dutyWait and dutyWaitMax separate rounds that failed.
@@ -59,38 +57,29 @@ type replica struct {
 }
 
 func (r *replica) run(ctx context.Context) {
-	tick := time.NewTicker(dutyInterval)
-	defer tick.Stop()
 	wait := dutyWait
 	for {
 		r.rate.sample(r.set.Fetched())
-		group, image := r.group.Changed(), r.c.Changed()
+		beat, group, image := r.c.beat.wait(), r.group.Changed(), r.c.Changed()
 		err := r.round(ctx)
 		var retry <-chan time.Time
 		if err != nil && ctx.Err() == nil {
 			r.c.log.Debug("shard duties failed", "shard", r.id, "err", err)
 			r.c.metrics.dutyErrors.Inc()
 			retry, wait = time.After(wait), min(2*wait, dutyWaitMax)
-			group, image = nil, nil // back off, whatever happens meanwhile
+			beat, group, image = nil, nil, nil // back off, whatever happens meanwhile
 		} else {
 			wait = dutyWait
 		}
 		select {
 		case <-group:
 		case <-image:
-		case <-tickUnless(retry, tick.C):
+		case <-beat:
 		case <-retry:
 		case <-ctx.Done():
 			return
 		}
 	}
-}
-
-func tickUnless(retry, tick <-chan time.Time) <-chan time.Time {
-	if retry != nil {
-		return nil
-	}
-	return tick
 }
 
 // round does what the leader has to do now.

@@ -175,9 +175,11 @@ func (refusal) Hint() string { return "try again" }
 
 func TestRoutes(t *testing.T) {
 	routes := map[string]Route{
-		"/show":   {Get: func(context.Context) (any, error) { return map[string]int{"n": 7}, nil }},
-		"/change": {Post: func(_ context.Context, body []byte) (any, error) { return nil, refusal{errors.New("no " + string(body))} }},
-		"/do":     {Post: func(context.Context, []byte) (any, error) { return nil, nil }},
+		"/show": {Get: func(context.Context) (any, error) { return map[string]int{"n": 7}, nil }},
+		"/change": {Post: func(_ context.Context, body []byte) (any, error) {
+			return nil, refusal{errors.New("no " + string(body))}
+		}},
+		"/do": {Post: func(context.Context, []byte) (any, error) { return nil, nil }},
 	}
 	url := run(t, Options{Routes: routes})
 	post := func(path, kind string) (int, string) {

@@ -37,12 +37,9 @@ func (p *pipeline) repeats(a *raft.AppendEntriesRequest, now time.Time) bool {
 //
 // It belongs to the watcher.
 func (g *Group) pace(now time.Time) {
+	_, leads := g.leads()
 	want := g.heartbeat
-	if _, leads := g.leads(); !leads {
-		g.idle = idle{}
-	} else if last := g.raft().LastIndex(); last != g.idle.last {
-		g.idle = idle{last: last, since: now}
-	} else if now.Sub(g.idle.since) >= quietAfter {
+	if g.idle.longSince(leads, g.raft().LastIndex(), now) {
 		want = quietFactor * g.heartbeat
 	}
 	if have := g.raft().ReloadableConfig().HeartbeatTimeout; have == want {
@@ -60,6 +57,19 @@ type idle struct {
 	since time.Time
 }
 
+// longSince takes a look at the log's last index and tells whether the group counts as idle.
+func (i *idle) longSince(leads bool, last uint64, now time.Time) bool {
+	switch {
+	case !leads:
+		*i = idle{}
+	case i.since.IsZero() || last != i.last:
+		*i = idle{last: last, since: now}
+	default:
+		return now.Sub(i.since) >= quietAfter
+	}
+	return false
+}
+
 // reload changes what the library lets change while it runs.
 func (g *Group) reload(change func(*raft.ReloadableConfig)) error {
 	g.reloading.Lock()
@@ -70,8 +80,8 @@ func (g *Group) reload(change func(*raft.ReloadableConfig)) error {
 	return r.ReloadConfig(c)
 }
 
-// untilEven is the time until the next whole multiple of d: what looks regularly does so at the
+// UntilEven is the time until the next whole multiple of d: what looks regularly does so at the
 // same moments in all groups of a process, and wakes it once for all of them.
-func untilEven(d time.Duration) time.Duration {
+func UntilEven(d time.Duration) time.Duration {
 	return d - time.Duration(time.Now().UnixNano()%int64(d))
 }

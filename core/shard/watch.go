@@ -30,7 +30,7 @@ type commit struct{ term, index uint64 }
 // watch turns the library's observations into changes of the view. Leadership is compared by term:
 // edges may be lost, and leaving and regaining it between two looks is a change as well.
 func (g *Group) watch() {
-	tick := time.NewTimer(untilEven(watchInterval))
+	tick := time.NewTimer(UntilEven(watchInterval))
 	defer tick.Stop()
 	failed, logFailed := g.failed, g.log.Failed()
 	passed := make(chan uint64, 1)
@@ -43,7 +43,7 @@ func (g *Group) watch() {
 		case <-r.events:
 		case <-r.raft.LeaderCh():
 		case <-tick.C:
-			tick.Reset(untilEven(watchInterval))
+			tick.Reset(UntilEven(watchInterval))
 			if asked != 0 && asked == g.raft().CurrentTerm() && g.barrier() != asked {
 				asked = 0 // the barrier failed, or is late: ask again
 			}

@@ -1,0 +1,101 @@
+package shard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+func TestIdle(t *testing.T) {
+	var i idle
+	at := time.Unix(1000, 0)
+	look := func(leads bool, last uint64, after time.Duration, want bool) {
+		t.Helper()
+		at = at.Add(after)
+		if got := i.longSince(leads, last, at); got != want {
+			t.Errorf("at %v with last %d: idle is %v", at, last, got)
+		}
+	}
+	look(true, 7, 0, false)
+	look(true, 7, quietAfter-1, false)
+	look(true, 7, 1, true)
+	look(true, 8, time.Second, false) // an entry
+	look(true, 8, quietAfter, true)
+	look(false, 8, time.Second, false) // another one leads
+	look(true, 8, time.Hour, false)
+	look(true, 8, quietAfter, true)
+}
+
+// sent is a pipeline that counts.
+type sent struct {
+	raft.AppendPipeline
+	n int
+}
+
+func (s *sent) AppendEntries(*raft.AppendEntriesRequest, *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	s.n++
+	return nil, nil
+}
+
+func TestPipelineRepeatsNothing(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	g := c.leader().group
+	under := &sent{}
+	p := &pipeline{AppendPipeline: under, t: g.cur.Load().trans, to: "2-x"}
+	send := func(a raft.AppendEntriesRequest, want int) {
+		t.Helper()
+		before := under.n
+		if _, err := p.AppendEntries(&a, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := under.n - before; got != want {
+			t.Errorf("%+v was sent %d times", a, got)
+		}
+	}
+	at := func(prev, commit uint64) raft.AppendEntriesRequest {
+		return raft.AppendEntriesRequest{Term: 3, PrevLogEntry: prev, LeaderCommitIndex: commit}
+	}
+	with := at(7, 7)
+	with.Entries = []*raft.Log{{Index: 8}}
+	send(with, 1)
+	send(at(8, 7), 0) // said with the entry
+	send(at(8, 8), 1) // committed
+	send(at(8, 8), 0)
+	send(with, 1) // entries are never left out
+	send(with, 1)
+	send(at(8, 8), 1)
+	send(at(8, 8), 0)
+	g.peers.missed("2-x") // it may have been away
+	send(at(8, 8), 1)
+	send(at(8, 8), 0)
+	p.at = p.at.Add(-repeatAfter)
+	send(at(8, 8), 1)
+}
+
+// A follower is told what is committed, and then nothing for as long as nothing happens; asked whether it has everything, it says so
+// all the same.
+func TestIdleFollowerIsLeftAlone(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	leader.mustPut("a=1")
+	f := follower(c, leader)
+	c.until("the follower has the entry", c.same(leader, f))
+	if err := f.group.Settled(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	times := func() uint64 {
+		f.group.mu.Lock()
+		defer f.group.mu.Unlock()
+		return f.group.mu.heard.times
+	}
+	before, began := times(), time.Now()
+	for range 4 {
+		if err := f.group.Settled(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if most := 1 + uint64(time.Since(began)/repeatAfter); times()-before > most+1 {
+		t.Errorf("%d messages within %v of idleness", times()-before, time.Since(began))
+	}
+}
