@@ -64,6 +64,7 @@ var errorTable = []struct {
 	{partition.ErrDuplicateSequence, codeDuplicateSequence},
 	{partition.ErrInvalidTxnState, codeInvalidTxnState},
 	{partition.ErrInvalidBatch, codeCorruptMessage},
+	{partition.ErrFrozen, codeNotLeaderOrFollower}, // on its way to another shard: the client looks for the leader again
 	{partition.ErrRemoved, codeNotLeaderOrFollower},
 	{partition.ErrClosed, codeNotLeaderOrFollower},
 	{partition.ErrStopped, codeStorageError},

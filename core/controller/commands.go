@@ -50,6 +50,10 @@ type commandRequest struct {
 	Confirm    *meta.ConfirmRemovals     `cbor:"10,keyasint,omitempty"`
 	Fence      *meta.FenceNode           `cbor:"11,keyasint,omitempty"`
 
+	Reassign *reassignRequest  `cbor:"40,keyasint,omitempty"`
+	Restart  *meta.RestartMove `cbor:"41,keyasint,omitempty"`
+	Finish   *meta.FinishMove  `cbor:"42,keyasint,omitempty"`
+
 	Drain   *meta.DrainNode              `cbor:"20,keyasint,omitempty"`
 	Move    *moveRequest                 `cbor:"21,keyasint,omitempty"`
 	Remove  *removeRequest               `cbor:"22,keyasint,omitempty"`

@@ -96,6 +96,7 @@ type Controller struct {
 	members *members
 	disks   *disks
 	scrub   *partition.Scrubber
+	stages  *stages
 	metrics *controllerMetrics
 
 	metadata atomic.Pointer[shard.Group]
@@ -174,7 +175,7 @@ func (c *Controller) open() error {
 	}
 	c.replicas.Store(&map[meta.ShardID]*replica{})
 	c.pool, c.lead, c.members = newPool(c.node), newLead(c), newMembers(c)
-	c.disks = newDisks(c)
+	c.disks, c.stages = newDisks(c), newStages(c)
 	c.disks.look()
 	c.scrub = partition.NewScrubber(partition.ScrubOptions{
 		Sets: c.Sets, BytesPerSecond: c.o.ScrubBytesPerSecond, Interval: c.o.ScrubInterval, Logger: c.log,
@@ -183,6 +184,7 @@ func (c *Controller) open() error {
 	c.node.Handle(kindControl, c.serveControl)
 	c.node.Handle(kindJoin, c.serveJoin)
 	c.node.Handle(kindSegments, c.serveSegments)
+	c.node.Handle(kindMoves, c.stages.serve)
 	return nil
 }
 
@@ -254,6 +256,7 @@ func (c *Controller) serve(ctx context.Context) error {
 	run.Go(func() error { c.disks.run(ctx); return nil })
 	run.Go(func() error { c.keepPeers(ctx); return nil })
 	run.Go(func() error { c.scrub.Run(ctx); return nil })
+	run.Go(func() error { c.stages.run(ctx); return nil })
 	run.Go(func() error { return c.register(ctx) })
 	run.Go(func() error { return c.watchMetadata(ctx, g) })
 	run.Go(func() error { c.reconcile(ctx, run); return nil })

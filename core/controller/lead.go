@@ -112,6 +112,9 @@ func (l *lead) commit(ctx context.Context, r *commandRequest) (meta.Result, []me
 	if res, known, err := l.membership(ctx, r); known {
 		return res, nil, err
 	}
+	if r.Command >= cmdReassign && r.Command <= cmdFinishMove {
+		return l.movePartitions(ctx, r)
+	}
 	return l.commitPlanned(ctx, r)
 }
 

@@ -100,7 +100,8 @@ func (c *Controller) openShard(ctx context.Context, run *errgroup.Group, s *meta
 	next := maps.Clone(c.replicaMap())
 	next[s.ID] = r
 	c.replicas.Store(&next)
-	r.running.Add(2)
+	r.running.Add(3)
+	run.Go(func() error { defer r.running.Done(); r.runMoves(ctx); return nil })
 	run.Go(func() error { defer r.running.Done(); r.run(ctx); return nil })
 	run.Go(func() error { defer r.running.Done(); c.runSet(ctx, r); return nil })
 	return nil

@@ -43,6 +43,7 @@ type replica struct {
 	// term in which this node saw to that; 0 while it does not lead.
 	done, doneTerm atomic.Uint64
 
+	moving  moving
 	cancel  context.CancelFunc // ends run and the set's
 	running sync.WaitGroup
 	rate    rate // at which segments are fetched
@@ -119,7 +120,7 @@ func (r *replica) round(ctx context.Context) error {
 	if r.doneTerm.Swap(term) != term || s.ModIndex > before {
 		r.c.progress.notify()
 	}
-	return errors.Join(r.keepMembers(ctx, s), r.preferLeader(ctx, s), r.retain(ctx, image))
+	return errors.Join(r.thaw(ctx, image), r.keepMembers(ctx, s), r.preferLeader(ctx, s), r.retain(ctx, image))
 }
 
 // begin starts a term. The image must be at least as new as the term: an earlier leader may have
@@ -223,6 +224,10 @@ func (r *replica) create(ctx context.Context, image *meta.Image, s *meta.Shard) 
 	}
 	removals := image.Removals(r.id)
 	for _, x := range removals {
+		if x.Move != 0 {
+			p.wait = append(p.wait, r.proposeDrop(x))
+			continue
+		}
 		if err := p.add(ctx, partition.EncodeDelete(partition.Key{Topic: x.Topic, Index: x.Index})); err != nil {
 			return fmt.Errorf("delete partitions of shard %d: %w", r.id, err)
 		}
@@ -242,6 +247,8 @@ func (r *replica) createTopic(ctx context.Context, p *proposals, image *meta.Ima
 		key := partition.Key{Topic: t.ID, Index: part.Index}
 		var entry []byte
 		switch have, ok := r.set.Get(key); {
+		case !ok && part.Arrived != 0:
+			return fmt.Errorf("%w: %s-%d was moved into shard %d and is not there", errMissing, t.Name, part.Index, r.id)
 		case !ok:
 			entry = partition.EncodeCreate(partition.Create{Key: key, Name: t.Name, EpochBase: part.EpochBase, Config: config})
 		case have.Config() != config:

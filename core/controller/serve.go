@@ -75,7 +75,7 @@ func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error)
 		}
 		return c.acceptMove(ctx, reg.Node)
 	}
-	return nil, fmt.Errorf("unknown request %d", r.Op)
+	return c.answerMove(ctx, r)
 }
 
 // awaitRecheck is how often a wait looks again by itself: leadership that only Raft knows of wakes

@@ -11,8 +11,10 @@ import (
 const (
 	// LevelMembership: AssignShards to EndBalance, kinds 20 to 29.
 	LevelMembership = 1
+	// LevelMoves: ChangeMoves to FinishMove, kinds 30 to 39, and the entries of package partition that go with them.
+	LevelMoves = 2
 	// Level is this release's.
-	Level = LevelMembership
+	Level = LevelMoves
 )
 
 // unregisteredMax is how many removed nodes are remembered. One that is older, and whose directory is started again after all, is

@@ -90,7 +90,8 @@ func (s *Set) applyMove(kind byte, body []byte) any {
 	case kindFreeze:
 		return s.freeze(p, b.Move)
 	case kindUnfreeze:
-		if p.frozen.CompareAndSwap(b.Move, 0) {
+		if p.frozen.Load() == b.Move {
+			s.setFrozen(p, 0)
 			s.touch(p)
 		}
 	case kindDrop:
@@ -105,9 +106,20 @@ func (s *Set) freeze(p *Partition, move uint64) any {
 		return ErrConflict
 	}
 	s.write(p) // what was accepted before belongs to the frozen state
-	p.frozen.Store(move)
+	s.setFrozen(p, move)
 	s.touch(p)
 	return nil
+}
+
+// setFrozen keeps count, so that who looks for frozen partitions need not look at all.
+func (s *Set) setFrozen(p *Partition, move uint64) {
+	if was := p.frozen.Swap(move); (was != 0) != (move != 0) {
+		if move != 0 {
+			s.frozen.Add(1)
+		} else {
+			s.frozen.Add(-1)
+		}
+	}
 }
 
 func (s *Set) dropMoved(p *Partition, move uint64) {
@@ -172,6 +184,9 @@ type FrozenPartition struct {
 
 // AllFrozen returns the frozen partitions, ordered by key.
 func (s *Set) AllFrozen() []FrozenPartition {
+	if s.frozen.Load() == 0 {
+		return nil
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var list []FrozenPartition
@@ -187,6 +202,9 @@ func (s *Set) AllFrozen() []FrozenPartition {
 // Frozen tells whether the partition takes no appends, because it is being handed to another shard:
 // what its log ends with may be old then.
 func (p *Partition) Frozen() bool { return p.frozen.Load() != 0 }
+
+// EpochBase is what the term of an entry is added to, for the leader epoch of its batches.
+func (p *Partition) EpochBase() int32 { return p.epochBase.Load() }
 
 // Arrived returns the move that brought the partition into its shard, 0 when it was created there.
 func (p *Partition) Arrived() uint64 { return p.arrived }

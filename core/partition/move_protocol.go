@@ -28,6 +28,7 @@ const (
 
 	moveDescribe = 1 // answered with the log's manifest in CBOR
 	movePiece    = 2 // answered with bytes of a segment
+	moveUrgent   = 3 // the same for a partition that is frozen: not held back
 
 	// describeBytesMax bounds a manifest: some 300,000 segments.
 	describeBytesMax = 32 << 20
@@ -46,10 +47,9 @@ type moveRequest struct {
 	Max     int64
 }
 
-// ServeMove answers one connection of the move protocol. Pace is called before bytes are sent and may
-// wait. It returns when the peer has closed the connection, ctx has ended or the peer has broken the
+// ServeMove answers one connection of the move protocol; the throttle holds pieces back. It returns when the peer has closed the connection, ctx has ended or the peer has broken the
 // protocol; the caller closes conn.
-func ServeMove(ctx context.Context, conn net.Conn, lookup func(meta.ShardID) (*Set, bool), pace func(context.Context, int64) error) error {
+func ServeMove(ctx context.Context, conn net.Conn, lookup func(meta.ShardID) (*Set, bool), throttle *Throttle) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
@@ -57,13 +57,13 @@ func ServeMove(ctx context.Context, conn net.Conn, lookup func(meta.ShardID) (*S
 		if err := readMessage(conn, &q); err != nil {
 			return endOfConn(ctx, err)
 		}
-		if err := answerMove(ctx, conn, &q, lookup, pace); err != nil {
+		if err := answerMove(ctx, conn, &q, lookup, throttle); err != nil {
 			return endOfConn(ctx, err)
 		}
 	}
 }
 
-func answerMove(ctx context.Context, conn net.Conn, q *moveRequest, lookup func(meta.ShardID) (*Set, bool), pace func(context.Context, int64) error) error {
+func answerMove(ctx context.Context, conn net.Conn, q *moveRequest, lookup func(meta.ShardID) (*Set, bool), throttle *Throttle) error {
 	set, ok := lookup(q.Shard)
 	switch {
 	case q.Version > moveVersion:
@@ -73,13 +73,18 @@ func answerMove(ctx context.Context, conn net.Conn, q *moveRequest, lookup func(
 	case q.Op == moveDescribe:
 		body, err := set.describe(Key{q.Topic, q.Index})
 		return answerBytes(conn, body, err)
-	case q.Op != movePiece:
+	case q.Op != movePiece && q.Op != moveUrgent:
 		return answerBytes(conn, nil, ErrProtocol)
+	}
+	if q.Op == movePiece {
+		q.Max = throttle.Piece(q.Max)
 	}
 	piece, err := set.readPiece(&pieceRequest{Topic: q.Topic, Index: q.Index, Base: q.Base, Bytes: q.Bytes, From: q.From, Max: q.Max})
 	defer piece.Release()
-	if err := pace(ctx, piece.Len()); err != nil {
-		return err
+	if q.Op == movePiece {
+		if err := throttle.Wait(ctx, piece.Len()); err != nil {
+			return err
+		}
 	}
 	if err := writeMessage(conn, &answerHead{Version: moveVersion, Bytes: piece.Len(), Error: text(err)}); err != nil {
 		return err
@@ -173,8 +178,12 @@ func (c *sourceConn) describe() (m commitlog.Manifest, err error) {
 }
 
 // piece asks for the bytes of a segment from a position on; buf has the size that is wanted.
-func (c *sourceConn) piece(seg commitlog.SegmentInfo, from int64, buf []byte) ([]byte, error) {
-	n, err := c.ask(&moveRequest{Op: movePiece, Base: seg.Base, Bytes: seg.Bytes, From: from, Max: int64(len(buf))})
+func (c *sourceConn) piece(seg commitlog.SegmentInfo, from int64, buf []byte, urgent bool) ([]byte, error) {
+	op := uint8(movePiece)
+	if urgent {
+		op = moveUrgent
+	}
+	n, err := c.ask(&moveRequest{Op: op, Base: seg.Base, Bytes: seg.Bytes, From: from, Max: int64(len(buf))})
 	if err != nil {
 		return nil, err
 	}

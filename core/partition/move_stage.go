@@ -32,7 +32,7 @@ const (
 // errTaken is returned when a stage is used after its directory was adopted.
 var errTaken = errors.New("stage was adopted")
 
-// StageOptions configure a Stage. All but Logger and Pace are required.
+// StageOptions configure a Stage. All but Slots and Logger are required.
 type StageOptions struct {
 	FS    vfs.FS
 	Dirs  *Dirs
@@ -46,9 +46,9 @@ type StageOptions struct {
 	Sources func() []Peer
 	// Slots bounds the stages of a node that copy at one time; nil is no bound.
 	Slots chan struct{}
-	// Pace is called before bytes are asked for and may wait.
-	Pace   func(ctx context.Context, bytes int64) error
-	Logger *slog.Logger
+	// Throttle holds back all but what a seal waits for.
+	Throttle *Throttle
+	Logger   *slog.Logger
 }
 
 // Stage is the copy of a partition's segments that a node makes before the partition is adopted by a
@@ -430,11 +430,11 @@ func (s *Stage) copySegment(ctx context.Context, conn *sourceConn, m commitlog.M
 	}
 	buf := make([]byte, min(pieceBytesMax, max(seg.Bytes-s.have(), 1)))
 	for s.have() < seg.Bytes {
-		n := min(int64(len(buf)), seg.Bytes-s.have())
-		if err := s.o.Pace(ctx, n); err != nil {
+		n, urgent, err := s.pace(ctx, min(int64(len(buf)), seg.Bytes-s.have()))
+		if err != nil {
 			return copied, err
 		}
-		piece, err := conn.piece(seg, s.have(), buf[:n])
+		piece, err := conn.piece(seg, s.have(), buf[:n], urgent)
 		if err != nil {
 			return copied, err
 		}
@@ -447,6 +447,15 @@ func (s *Stage) copySegment(ctx context.Context, conn *sourceConn, m commitlog.M
 		err = s.closeSegment(seg)
 	}
 	return copied, err
+}
+
+// pace waits until the next piece may be asked for. While a partition is frozen nobody waits.
+func (s *Stage) pace(ctx context.Context, most int64) (n int64, urgent bool, err error) {
+	if s.sealing() != nil {
+		return most, true, nil
+	}
+	n = min(most, s.o.Throttle.Piece(most))
+	return n, false, s.o.Throttle.Wait(ctx, n)
 }
 
 func (s *Stage) sealedSegment(base int64) (commitlog.SegmentInfo, bool) {

@@ -63,6 +63,8 @@ type Set struct {
 	mu         sync.RWMutex
 	partitions map[Key]*Partition
 
+	frozen atomic.Int64 // how many partitions are
+
 	// deleted belongs to apply.
 	deleted tombstones
 
@@ -227,7 +229,7 @@ func (s *Set) adopt(p *Partition, sec *section) {
 	sec.into(p)
 	p.state.Unlock()
 	p.epochBase.Store(sec.EpochBase)
-	p.frozen.Store(sec.frozen)
+	s.setFrozen(p, sec.frozen)
 	p.next = p.log.End()
 	p.pending = pending{}
 	p.version++
@@ -276,6 +278,7 @@ func (s *Set) drop(p *Partition) error {
 	delete(s.partitions, p.key)
 	s.mu.Unlock()
 	p.pending = pending{}
+	s.setFrozen(p, 0)
 	p.remove()
 	s.catchUp.forget(p)
 	s.wounds.forget(p)
