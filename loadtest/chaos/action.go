@@ -11,6 +11,7 @@ import (
 
 // action is how one fault begins and ends on a node.
 type action struct {
+	prepare    func(ctx context.Context) error // what has to be done before, with the cluster whole again afterwards; nil: nothing
 	begin, end func(ctx context.Context) error
 }
 
@@ -25,7 +26,7 @@ func (r *run) act(f Fault, node int) action {
 	case Pause:
 		return action{begin: signal(p, syscall.SIGSTOP), end: signal(p, syscall.SIGCONT)}
 	case Restart:
-		return action{begin: func(context.Context) error { return p.stop(stopMax) }, end: start}
+		return action{begin: func(context.Context) error { r.stopCleanly(p); return nil }, end: start}
 	case Isolate:
 		return changes(c.net.isolate(node)...)
 	case GatewayCut:
@@ -49,6 +50,14 @@ func (r *run) act(f Fault, node int) action {
 		return r.damaged(f, node, p)
 	}
 	return r.switched(f, node, p)
+}
+
+// stopCleanly stops a process; one that does not do so in time and without an error is a violation, and the run goes on.
+func (r *run) stopCleanly(p *process) {
+	if err := p.stop(stopMax); err != nil {
+		r.say("     %v", err)
+		r.report.violate("%v", err)
+	}
 }
 
 // fullLeaveMax bounds what a full disk has left: a write may still fit, or half of it.
@@ -179,11 +188,12 @@ func (r *run) switched(f Fault, node int, p *process) action {
 		}, end: heal}
 	case LyingSync:
 		return action{
-			begin: func(ctx context.Context) error { return b.files(ctx, fileRule{Op: "sync", Path: "**", Mode: "lie"}) },
-			end:   func(ctx context.Context) error { p.kill(); return p.start(ctx) },
+			prepare: r.volatile(node, p),
+			begin:   func(ctx context.Context) error { return b.files(ctx, fileRule{Op: "sync", Path: "**", Mode: "lie"}) },
+			end:     func(ctx context.Context) error { p.kill(); return p.start(ctx) },
 		}
 	case PowerCut:
-		return action{begin: func(context.Context) error { p.kill(); return nil }, end: func(ctx context.Context) error { return p.start(ctx) }}
+		return action{prepare: r.volatile(node, p), begin: func(context.Context) error { p.kill(); return nil }, end: func(ctx context.Context) error { return p.start(ctx) }}
 	case Blackout:
 		return r.blackout()
 	case Clock:
@@ -193,6 +203,17 @@ func (r *run) switched(f Fault, node int, p *process) action {
 		}
 	}
 	panic(fmt.Sprintf("BUG: no action for %q", f.Kind))
+}
+
+// volatile restarts a node whose kill would be no power cut.
+func (r *run) volatile(node int, p *process) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if !r.cluster.firm(node, p.starts-1) {
+			return nil
+		}
+		r.stopCleanly(p)
+		return p.start(ctx)
+	}
 }
 
 // blackout takes the power from all nodes at once.

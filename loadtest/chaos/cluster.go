@@ -28,6 +28,7 @@ type cluster struct {
 	net     network
 	dir     string
 	binary  string
+	seed    uint64
 	boards  bool // the program has a fault switchboard
 	disks   []disk
 	nodes   []*process // node i+1 of the cluster is member i+1 of the network
@@ -63,10 +64,12 @@ func (c *cluster) node(l *launcher, id int) *process {
 	name := fmt.Sprintf("core-%d", id)
 	p := &process{name: name, launcher: l, logFile: filepath.Join(c.dir, name+".log")}
 	p.env = func() []string {
-		if !c.boards {
-			return nil
+		// A program without a switchboard does not look at these.
+		env := []string{"SLUICE_CHAOS=" + c.switchboard(id)}
+		if v := c.volatile(id, p.starts); v != "" {
+			env = append(env, "SLUICE_CHAOS_VOLATILE="+v)
 		}
-		return []string{"SLUICE_CHAOS=" + c.switchboard(id), "SLUICE_CHAOS_VOLATILE=1"}
+		return env
 	}
 	p.command = func() command {
 		at := c.net.address(id)
@@ -79,6 +82,21 @@ func (c *cluster) node(l *launcher, id int) *process {
 	}
 	return p
 }
+
+// volatile says what a kill takes from a node in its n-th life: nothing that was written (""), all that was not synced ("1"), or some of that,
+// chosen by a seed. After the first life, which keeps all, they come in turns.
+func (c *cluster) volatile(id, n int) string {
+	switch {
+	case c.firm(id, n):
+		return ""
+	case n%2 == 0:
+		return "1"
+	}
+	return fmt.Sprintf("seed:%d", c.seed+uint64(n))
+}
+
+// firm tells whether a kill takes nothing from a node in its n-th life.
+func (c *cluster) firm(id, n int) bool { return (id+n)%3 == 0 }
 
 // join is whom a node asks for its cluster: the first node of a run founds one.
 func (c *cluster) join(id int) string {

@@ -63,21 +63,14 @@ func flip(file string, at int64, bit int) error {
 
 // closedSegments are the segments of partitions that are not written to any more: all but the last of each.
 func closedSegments(data string) ([]string, error) {
-	entries, err := os.ReadDir(data)
+	files, err := filepath.Glob(filepath.Join(data, "*-*", "*.log")) // sorted: names are offsets in 20 digits
 	if err != nil {
-		return nil, fmt.Errorf("list partitions: %w", err)
+		return nil, fmt.Errorf("list segments: %w", err)
 	}
 	var out []string
-	for _, e := range entries {
-		if !e.IsDir() || !partitionName.MatchString(e.Name()) {
-			continue
-		}
-		segments, err := listSegments(filepath.Join(data, e.Name()))
-		if err != nil {
-			return nil, err
-		}
-		for i := range len(segments) - 1 {
-			out = append(out, segments[i].path)
+	for i := range len(files) - 1 {
+		if filepath.Dir(files[i]) == filepath.Dir(files[i+1]) {
+			out = append(out, files[i])
 		}
 	}
 	return out, nil

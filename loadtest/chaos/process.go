@@ -52,6 +52,7 @@ type process struct {
 	command  func() command // of the next start
 	env      func() []string
 	logFile  string
+	starts   int // how often it was started; belongs to the run's goroutine
 	mu       struct {
 		sync.Mutex
 		cmd    *exec.Cmd
@@ -81,6 +82,7 @@ func (p *process) start(ctx context.Context) error {
 	if err := p.launcher.start(ctx, cmd); err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)
 	}
+	p.starts++
 	ended := make(chan struct{})
 	p.mu.cmd, p.mu.ended, p.mu.wanted = cmd, ended, true
 	go func() {

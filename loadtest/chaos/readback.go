@@ -21,7 +21,7 @@ const readMax = 5 * time.Minute
 func readBack(ctx context.Context, brokers []string, topic string) ([]history.Read, error) {
 	ctx, cancel := context.WithTimeout(ctx, readMax)
 	defer cancel()
-	c, err := kgo.NewClient(append(clientOptions(), kgo.SeedBrokers(brokers...), kgo.FetchMaxWait(250*time.Millisecond))...)
+	c, err := kgo.NewClient(append(adminOptions(brokers), kgo.FetchMaxWait(250*time.Millisecond))...)
 	if err != nil {
 		return nil, fmt.Errorf("configure client: %w", err)
 	}

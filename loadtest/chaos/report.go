@@ -25,6 +25,8 @@ type Outcome struct {
 	Stock  gap           `json:"stock_gap"`      // the same for producers with a stock client library, whose own timeouts are in it
 	Gaps   []gap         `json:"gaps,omitempty"` // those of every partition and device, the longest first
 	Wrong  string        `json:"wrong,omitempty"`
+	// Restarted: the cluster did not heal by itself, but when the node was restarted.
+	Restarted bool `json:"restarted,omitempty"`
 }
 
 // Summary is what all faults of a kind cost.
@@ -51,6 +53,7 @@ type Report struct {
 	Kinds       map[Kind]Summary            `json:"kinds"`
 	QuietGap    gap                         `json:"quiet_gap"` // the longest gap before the first fault: what the machine does by itself
 	Acked       int                         `json:"acked"`
+	Did         map[string]int64            `json:"did"` // what the clients did
 	Workloads   map[string]*history.Verdict `json:"workloads"`
 	Replicas    Replicas                    `json:"replicas"`
 	NotPossible []Kind                      `json:"not_possible"` // kinds that need the fault switchboard or a gateway
@@ -83,8 +86,11 @@ func (r *Report) judge() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Workloads)) {
 		if v := r.Workloads[name]; v != nil && !v.OK() {
-			r.violate("%s: %v, the first: %+v", name, v.Counts, v.Violations[0])
+			r.violate("%s: %v, the first: %v", name, v.Counts, v.Violations[0])
 		}
+	}
+	for _, f := range r.Replicas.Few {
+		r.violate("replicas are missing: %s", f)
 	}
 	for _, d := range r.Replicas.Divergent {
 		r.violate("divergent: %s", d)
@@ -131,7 +137,7 @@ func (r *Report) WriteText(w io.Writer) {
 			fmt.Fprintf(w, "%s: sent %d, acknowledged %d, found %d, sent twice by the writer %d; violations %v\n", name, v.Sent, v.Acked, v.Found, v.Resent, v.Counts)
 		}
 	}
-	fmt.Fprintf(w, "replicas: %d partitions, %d bytes equal, %d end earlier, %d differ\n", r.Replicas.Partitions, r.Replicas.Bytes, r.Replicas.Shorter, len(r.Replicas.Divergent))
+	fmt.Fprintf(w, "replicas: %d partitions, %d batches equal byte for byte, %d end earlier, %d findings\n", r.Replicas.Partitions, r.Replicas.Batches, r.Replicas.Shorter, len(r.Replicas.Divergent))
 	if r.Failed != "" {
 		fmt.Fprintf(w, "the run did not get to its end: %s\n", r.Failed)
 	}

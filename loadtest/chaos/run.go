@@ -10,13 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
 const (
 	// healMax bounds the wait for a cluster that heals after a fault.
-	healMax = 90 * time.Second
+	healMax = 45 * time.Second
 	// settle is the time without faults at the beginning, whose longest gap shows what the machine does by itself.
 	settle = 5 * time.Second
 	// endMax bounds clean-up after the run was told to end.
@@ -64,7 +63,7 @@ type run struct {
 	owned    owned
 	cluster  *cluster
 	timeline *timeline // of the steady writer: what is judged
-	stock    *timeline // of the stock clients
+	clients  *workloads
 	start    time.Time
 	report   *Report
 	noted    string // by the fault under way
@@ -123,7 +122,7 @@ func newRun(o Options) (*run, error) {
 		return nil, fmt.Errorf("make the run's directory: %w", err)
 	}
 	r := &run{o: o, owned: owned{PID: pid, Started: started(pid), ID: id, Dir: dir, Members: members(o.Nodes)}}
-	r.cluster = &cluster{net: network{id: id, subnet: subnet, members: members(o.Nodes)}, dir: dir, binary: binary}
+	r.cluster = &cluster{net: network{id: id, subnet: subnet, members: members(o.Nodes)}, dir: dir, binary: binary, seed: o.Seed}
 	r.report = &Report{Seed: o.Seed, Run: id, Dir: dir, Began: time.Now(), Planned: o.Faults, Faults: []Outcome{}, Violations: []string{}}
 	return r, nil
 }
@@ -138,8 +137,6 @@ func (r *run) setUp(ctx context.Context) error {
 		return fmt.Errorf("make the network: %w", err)
 	}
 	l := newLauncher(ctx)
-	// A program without a switchboard does not look at what asks for one.
-	c.boards = true
 	for i := range r.o.Nodes {
 		name := fmt.Sprintf("core-%d", i+1)
 		d := disk{file: filepath.Join(c.dir, name+".img"), dir: filepath.Join(c.dir, name)}
@@ -165,31 +162,40 @@ func (r *run) setUp(ctx context.Context) error {
 // faultsAndVerdict lets the workloads work, does the faults, and judges.
 func (r *run) faultsAndVerdict(ctx context.Context) error {
 	r.start = time.Now()
-	r.timeline, r.stock = newTimeline(r.start), newTimeline(r.start)
+	r.timeline = newTimeline(r.start)
 	r.report.Conditions = Conditions{Switchboard: r.cluster.boards, Gateway: r.o.Gateway, Only: r.o.Only}
 	for _, k := range (Conditions{Switchboard: true, Gateway: true, Only: r.o.Only}).kinds() {
 		if !slices.Contains(r.report.Conditions.kinds(), k) {
 			r.report.NotPossible = append(r.report.NotPossible, k)
 		}
 	}
-	w, err := r.startWorkloads(ctx)
-	if err != nil {
+	var err error
+	if r.clients, err = r.startWorkloads(ctx); err != nil {
 		return err
 	}
-	err = r.faults(ctx)
-	r.report.Acked = r.timeline.count() + r.stock.count()
-	r.report.Workloads, err = w.finish(err)
-	if err != nil {
+	if err := r.faults(ctx); err != nil {
+		r.clients.abandon()
 		return err
 	}
+	return r.verdict(ctx)
+}
+
+// verdict brings the workloads to their end, stops the nodes, and compares what their disks hold.
+func (r *run) verdict(ctx context.Context) error {
+	r.say("the workloads come to their end")
+	var err error
+	if r.report.Workloads, err = r.clients.finish(ctx); err != nil {
+		return err
+	}
+	r.report.Acked, r.report.Did = r.timeline.count(), r.clients.did()
 	if err := r.cluster.stop(); err != nil {
 		r.report.violate("%v", err)
 	}
-	dirs := []string{}
+	var dirs []string
 	for _, d := range r.cluster.disks {
 		dirs = append(dirs, d.data())
 	}
-	r.report.Replicas, err = CompareReplicas(dirs, func(p string) bool { return strings.HasPrefix(p, "__") })
+	r.report.Replicas, err = compareReplicas(dirs)
 	r.report.Took = time.Since(r.start)
 	r.report.judge()
 	return err
@@ -210,7 +216,7 @@ func (r *run) faults(ctx context.Context) error {
 			return err
 		}
 		healed, err := r.fault(ctx, f)
-		if err != nil || !healed {
+		if err = errors.Join(err, r.clients.gave()); err != nil || !healed {
 			return err
 		}
 	}
@@ -237,24 +243,57 @@ func (r *run) fault(ctx context.Context, f Fault) (healed bool, err error) {
 	if err := r.hurt(ctx, f, node, &o); err != nil {
 		return false, fmt.Errorf("fault %d (%s, on %s): %w", f.Number, o.Text, o.On, err)
 	}
-	heal := r.cluster.await(ctx, healMax, "the cluster heals", func() error { return r.cluster.healthy(ctx) })
+	healed = r.heal(ctx, &o, node)
 	if ctx.Err() != nil {
 		return false, ctx.Err()
-	}
-	if heal == nil {
-		o.Healed = time.Since(r.start)
-	} else {
-		o.Wrong = heal.Error()
 	}
 	// A write that is under way now belongs to the fault too.
 	if err := sleep(ctx, unavailableMax/4); err != nil {
 		return false, err
 	}
 	o.Gaps = r.timeline.gaps(o.Began, time.Since(r.start))
-	o.Worst, o.Stock = first(o.Gaps), first(r.stock.gaps(o.Began, time.Since(r.start)))
+	o.Worst, o.Stock = first(o.Gaps), r.clients.stock(o.Began, time.Since(r.start))
 	r.report.Faults = append(r.report.Faults, o)
 	r.say("     %s", o.told())
-	return heal == nil, nil
+	return healed, nil
+}
+
+// heal waits until the cluster has healed. If it does not, that is a violation; a restart of the node shows whether it can at all.
+func (r *run) heal(ctx context.Context, o *Outcome, node int) bool {
+	wait := func() error {
+		return r.cluster.await(ctx, healMax, "the cluster heals", func() error { return r.cluster.healthy(ctx) })
+	}
+	err := wait()
+	if err != nil && ctx.Err() == nil {
+		o.Wrong = err.Error()
+		r.say("     NOT HEALED: %v; the node is restarted", err)
+		if err = r.restart(ctx, node); err == nil {
+			err = wait()
+		}
+		o.Restarted = true
+	}
+	if err != nil {
+		o.Wrong += "; after a restart: " + err.Error()
+		return false
+	}
+	o.Healed = time.Since(r.start)
+	return true
+}
+
+// restart stops a node, one that has ended by itself too, and starts it again; 0 means all of them.
+func (r *run) restart(ctx context.Context, node int) error {
+	for i, p := range r.cluster.nodes {
+		if node != 0 && node != i+1 {
+			continue
+		}
+		if err := p.stop(stopMax); err != nil {
+			r.say("     %v", err)
+		}
+		if err := p.start(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // told is an outcome in a line.
@@ -263,8 +302,8 @@ func (o Outcome) told() string {
 	if o.Did != "" {
 		text = o.Did + ", " + text
 	}
-	if o.Wrong != "" {
-		return text + "NOT HEALED: " + o.Wrong
+	if o.Restarted {
+		return text + "NOT HEALED by itself: " + o.Wrong
 	}
 	return text + fmt.Sprintf("healed %v after its end", round(max(0, o.Healed-o.Ended)))
 }
@@ -277,6 +316,9 @@ func (r *run) hurt(ctx context.Context, f Fault, node int, o *Outcome) error {
 	}
 	life := context.WithoutCancel(ctx)
 	r.noted = ""
+	if err := r.prepare(ctx, acts); err != nil {
+		return err
+	}
 	o.Began = time.Since(r.start)
 	var begun []action
 	var err error
@@ -295,6 +337,22 @@ func (r *run) hurt(ctx context.Context, f Fault, node int, o *Outcome) error {
 	}
 	o.Ended, o.Did = time.Since(r.start), r.noted
 	return errors.Join(errs...)
+}
+
+// prepare does what has to be done before a fault, and waits for a whole cluster.
+func (r *run) prepare(ctx context.Context, acts []action) error {
+	for _, a := range acts {
+		if a.prepare == nil {
+			continue
+		}
+		if err := a.prepare(context.WithoutCancel(ctx)); err != nil {
+			return fmt.Errorf("prepare: %w", err)
+		}
+		if err := r.cluster.await(ctx, healMax, "the cluster is whole before the fault", func() error { return r.cluster.healthy(ctx) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // on names whom a fault comes upon.

@@ -63,7 +63,10 @@ func oneOf[T any](r *rand.Rand, values ...T) T { return values[r.IntN(len(values
 func draw(r *rand.Rand, k Kind) Fault {
 	f := Fault{Kind: k, Role: oneOf(r, Leader, Leader, Controller, Follower), For: between(r, time.Second, 5*time.Second), Value: r.IntN(1 << 20)}
 	also := oneOf(r, Lossy, Narrow, Slow)
-	together := r.IntN(4) == 0
+	together, long := r.IntN(4) == 0, r.IntN(8) == 0
+	if long {
+		f.For *= 3 // so long that others take the node for dead
+	}
 	f.shape()
 	if together && f.overlaps() {
 		second := Fault{Kind: also, Value: f.Value}
@@ -100,6 +103,8 @@ func (f *Fault) shape() {
 		f.Role = ""
 	}
 	switch f.Kind {
+	case FullDisk:
+		f.For += 2 * time.Second // longer than writes may be refused
 	case Damage, DamageLog, Restart, PowerCut, Blackout:
 		f.For = f.For / 4 // the time between stop and start
 	}

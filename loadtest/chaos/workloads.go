@@ -2,160 +2,249 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"sluice/loadtest"
 	"sluice/loadtest/history"
-)
-
-// What the clients are told to wait for. These are a client's decisions, not the cluster's: a producer whose leader has vanished without a word
-// learns it when its own timeout is over, so timeouts of half a minute, as clients have them by default, would be all that is measured. The
-// timeout of a request is produceTimeout + requestOverhead.
-const (
-	dialTimeout     = 500 * time.Millisecond
-	produceTimeout  = 500 * time.Millisecond
-	requestOverhead = 500 * time.Millisecond
-	retryBackoff    = 50 * time.Millisecond
-	metadataMinAge  = 100 * time.Millisecond
+	"sluice/loadtest/workload"
 )
 
 const (
 	steadyTopic     = "steady" // of the writer by which unavailability is measured
-	stockTopic      = "chaos"  // of producers with a stock client library
 	topicPartitions = 6
-	segmentBytes    = 1 << 20 // small, so that there are closed segments to damage
-	writers         = 3
-	devices         = 8
-	deviceWindow    = 10
-	recordBytes     = 200
+	replication     = 3
+	// segmentBytes is small, so that there are closed segments to damage, to fetch again and to compare.
+	segmentBytes = 256 << 10
+	steadyBytes  = 200
+	// stockPrefix and stockBytes are of the clients with a stock library.
+	stockPrefix = "stock"
+	stockBytes  = 1000
+	// staleMax is how much later than the truth an answer about topics may be: a node that is cut off answers from its memory, and faults last so long.
+	staleMax = 30 * time.Second
+	// finishMax bounds the end of the workloads on a whole cluster: the last acknowledgements, a reading of everything, the groups' backlog.
+	finishMax = 5 * time.Minute
 )
 
-// clientOptions are what every Kafka client of a run has.
-func clientOptions() []kgo.Opt {
-	return []kgo.Opt{
-		kgo.Dialer((&net.Dialer{Timeout: dialTimeout}).DialContext), kgo.ProduceRequestTimeout(produceTimeout), kgo.RequestTimeoutOverhead(requestOverhead),
-		kgo.RetryBackoffFn(func(int) time.Duration { return retryBackoff }), kgo.MetadataMinAge(metadataMinAge),
-	}
+// adminOptions are those of the clients that prepare and read back.
+func adminOptions(brokers []string) []kgo.Opt {
+	return []kgo.Opt{kgo.SeedBrokers(brokers...), kgo.Dialer((&net.Dialer{Timeout: workload.DialTimeout}).DialContext), kgo.RequestTimeoutOverhead(2 * workload.RequestTimeout)}
 }
 
 // workloads are the clients that work during a run.
 type workloads struct {
+	r       *run
+	history *history.History
+	set     *workload.Set
+	steady  *steady
+	log     *os.File
 	until   chan struct{}
-	cancel  context.CancelFunc
-	results chan workloadResult
-	count   int
-}
-
-type workloadResult struct {
-	name    string
-	verdict *history.Verdict
-	err     error
+	cancel  context.CancelFunc // ends what is still under way
+	stop    context.CancelFunc // ends the stock clients' work
+	steadyE chan struct{}      // closed when the steady writer has ended
+	setE    chan error
+	failed  atomic.Pointer[error]
 }
 
 // startWorkloads makes the topics and starts the clients.
 func (r *run) startWorkloads(ctx context.Context) (*workloads, error) {
+	w := &workloads{r: r, history: history.New(nil), until: make(chan struct{}), steadyE: make(chan struct{}), setE: make(chan error, 1)}
+	var err error
+	if w.log, err = os.Create(filepath.Join(r.cluster.dir, "clients.log")); err != nil {
+		return nil, fmt.Errorf("make the clients' log: %w", err)
+	}
 	if err := r.createTopics(ctx); err != nil {
-		return nil, err
+		return nil, errors.Join(err, w.log.Close())
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	w := &workloads{until: make(chan struct{}), cancel: cancel, results: make(chan workloadResult, 3)}
-	w.add("steady", func() (*history.Verdict, error) { return r.steady(ctx, w.until) })
-	v := loadtest.Verify{
-		Kafka:   loadtest.Kafka{Brokers: r.cluster.kafkas(), Topic: stockTopic, Options: clientOptions()},
-		Writers: writers, Rate: r.o.Rate, Duration: r.o.DurationMax + settle + 2*healMax, Size: recordBytes, Late: healMax, Until: w.until,
-		Heard: func(who string, at time.Time) { r.stock.heard(stockTopic+"-"+who, at) },
+	c := workload.Config{
+		Brokers: r.cluster.kafkas(), History: w.history, Logger: slog.New(slog.NewTextHandler(w.log, nil)), Prefix: stockPrefix,
+		Partitions: topicPartitions, Rate: r.o.Rate, Size: stockBytes, DeviceRate: r.o.DeviceRate, Lag: staleMax,
 	}
-	w.add("produce", verify(ctx, v))
 	if r.o.Gateway {
-		v.Topic, v.Heard = "mqtt", nil
-		v.Writers, v.Rate, v.Gateway, v.MQTT, v.Window = devices, r.o.DeviceRate, r.cluster.mqtt(), "chaos", deviceWindow
-		w.add("gateway", verify(ctx, v))
+		c.Gateways = []string{r.cluster.mqtt()}
 	}
+	if w.set, err = workload.New(c); err == nil {
+		err = w.set.Setup(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare workloads: %w", err), w.log.Close())
+	}
+	w.run(context.WithoutCancel(ctx))
 	return w, nil
 }
 
-func verify(ctx context.Context, v loadtest.Verify) func() (*history.Verdict, error) {
-	return func() (*history.Verdict, error) {
-		result, err := v.Run(ctx)
-		return result.Verdict, err
+// run starts all clients; they work until finish, whatever becomes of the run's context.
+func (w *workloads) run(ctx context.Context) {
+	ctx, w.cancel = context.WithCancel(ctx)
+	w.steady = &steady{topic: steadyTopic, partitions: topicPartitions, brokers: map[int32]string{}, timeline: w.r.timeline, size: steadyBytes}
+	for i, address := range w.r.cluster.kafkas() {
+		w.steady.brokers[int32(i+1)] = address
 	}
+	go func() {
+		defer close(w.steadyE)
+		w.steady.run(ctx, w.until)
+	}()
+	working, stop := context.WithCancel(ctx)
+	w.stop = stop
+	go func() {
+		err := w.set.Run(working)
+		if err != nil {
+			w.failed.Store(&err)
+		}
+		w.setE <- err
+	}()
 }
 
-// steady writes until it is told to end, and judges what it wrote.
-func (r *run) steady(ctx context.Context, until <-chan struct{}) (*history.Verdict, error) {
-	s := &steady{topic: steadyTopic, partitions: topicPartitions, brokers: map[int32]string{}, timeline: r.timeline, size: recordBytes}
-	for i, address := range r.cluster.kafkas() {
-		s.brokers[int32(i+1)] = address
+// gave tells whether a workload has given up, which none of them does because of a cluster that does not answer.
+func (w *workloads) gave() error {
+	if err := w.failed.Load(); err != nil {
+		return fmt.Errorf("workloads: %w", *err)
 	}
-	late, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(ctx, cancel)
-	defer stop()
-	go func() {
-		select {
-		case <-until:
-		case <-late.Done():
+	return nil
+}
+
+// stock is the longest time without an acknowledged write of the stock clients to a partition.
+func (w *workloads) stock(from, to time.Duration) gap {
+	start := w.r.start
+	for _, p := range w.history.Gaps(start.Add(from), start.Add(to)) {
+		if p.Topic == w.set.Topic() {
+			return gap{Who: fmt.Sprintf("%s-%d", p.Topic, p.Partition), At: p.From.Sub(start), Long: p.Length()}
 		}
-		_ = sleep(late, healMax)
-		cancel()
-	}()
-	s.run(late, until)
-	reads, err := readBack(ctx, r.cluster.kafkas(), steadyTopic)
-	if err != nil {
-		return nil, err
 	}
-	verdict := history.Check(s.mu.writes, reads, history.Options{Contiguous: true})
-	for _, text := range s.mu.refused {
-		verdict.Counts["refused"]++
-		verdict.Violations = append(verdict.Violations, history.Violation{Kind: "refused", Detail: text})
-	}
-	return verdict, nil
+	return gap{}
 }
 
 func (r *run) createTopics(ctx context.Context) error {
-	c, err := kgo.NewClient(append(clientOptions(), kgo.SeedBrokers(r.cluster.kafkas()...))...)
+	c, err := kgo.NewClient(adminOptions(r.cluster.kafkas())...)
 	if err != nil {
 		return fmt.Errorf("configure client: %w", err)
 	}
 	defer c.Close()
 	size := fmt.Sprint(segmentBytes)
-	for _, name := range []string{steadyTopic, stockTopic} {
-		if _, err := kadm.NewClient(c).CreateTopic(ctx, topicPartitions, 3, map[string]*string{"segment.bytes": &size}, name); err != nil {
+	for _, name := range []string{steadyTopic, stockPrefix + "-numbered"} {
+		if _, err := kadm.NewClient(c).CreateTopic(ctx, topicPartitions, replication, map[string]*string{"internal.segment.bytes": &size}, name); err != nil {
 			return fmt.Errorf("create topic %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-func (w *workloads) add(name string, fn func() (*history.Verdict, error)) {
-	w.count++
-	go func() {
-		verdict, err := fn()
-		w.results <- workloadResult{name, verdict, err}
-	}()
+// did is what the clients did, so that a run that did nothing is not taken for a good one.
+func (w *workloads) did() map[string]int64 {
+	s := w.set.Stats()
+	return map[string]int64{
+		"sent": s.Sent.Load(), "acked": s.Acked.Load(), "read": s.Read.Load(), "asked": s.Asked.Load(), "delivered": s.Delivered.Load(), "commits": s.Commits.Load(),
+		"rebalances": s.Rebalances.Load(), "device_sent": s.DeviceSent.Load(), "device_acked": s.DeviceAcked.Load(), "topic_operations": s.MetadataOperations.Load(),
+		"topic_operations_unknown": s.MetadataUnknown.Load(), "errors": s.Errors.Load(),
+	}
 }
 
-// finish ends the writing, waits for what is under way, and collects the verdicts; a run that has failed is not judged.
-func (w *workloads) finish(failed error) (map[string]*history.Verdict, error) {
+// abandon ends everything without a verdict.
+func (w *workloads) abandon() {
+	w.cancel()
+	<-w.steadyE
+	<-w.setE
+	_ = w.log.Close()
+}
+
+// finish ends the writing, waits for what is under way, reads everything, and judges.
+func (w *workloads) finish(ctx context.Context) (map[string]*history.Verdict, error) {
+	ctx, cancel := context.WithTimeout(ctx, finishMax)
+	defer cancel()
+	defer w.log.Close()
 	defer w.cancel()
 	close(w.until)
-	if failed != nil {
-		w.cancel()
+	w.stop()
+	late := context.AfterFunc(ctx, w.cancel)
+	defer late()
+	<-w.steadyE
+	if err := <-w.setE; err != nil {
+		return nil, fmt.Errorf("workloads: %w", err)
 	}
-	out := map[string]*history.Verdict{}
-	for range w.count {
-		one := <-w.results
-		if one.verdict != nil {
-			out[one.name] = one.verdict
-		}
-		if one.err != nil && failed == nil {
-			failed = fmt.Errorf("workload %s: %w", one.name, one.err)
-		}
+	finished := w.set.Finish(ctx)
+	out := map[string]*history.Verdict{"clients": w.history.Check()}
+	if finished != nil {
+		out["clients"].Counts[Unfinished]++
+		out["clients"].Violations = append(out["clients"].Violations, history.Violation{Kind: Unfinished, Detail: finished.Error()})
 	}
-	return out, failed
+	reads, err := readBack(ctx, w.r.cluster.kafkas(), steadyTopic)
+	if err != nil {
+		return out, err
+	}
+	out["steady"] = w.steady.judge(reads)
+	return out, nil
+}
+
+// Kinds of violations beside those of the history.
+const (
+	Unfinished history.Kind = "unfinished" // a workload could not be brought to its end on a whole cluster
+	Refused    history.Kind = "refused"    // an answer that a producer who sends everything in order must not get
+)
+
+// judge checks what the steady writer knows against what a reader found.
+func (s *steady) judge(reads []history.Read) *history.Verdict {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	verdict := history.Check(s.mu.writes, reads, history.Options{Contiguous: true})
+	for _, text := range s.mu.refused {
+		verdict.Counts[Refused]++
+		verdict.Violations = append(verdict.Violations, history.Violation{Kind: Refused, Where: s.topic, Detail: text})
+	}
+	return verdict
+}
+
+// Replicas is the outcome of a comparison of what the nodes' disks hold.
+type Replicas struct {
+	Partitions int      `json:"partitions"`
+	Batches    int64    `json:"batches"` // compared byte for byte on at least two replicas
+	Shorter    int      `json:"shorter"` // partitions of which a replica ends earlier: its node stopped before it heard of the last commit
+	Few        []string `json:"few"`     // partitions of the workloads with fewer replicas than they have to have
+	Divergent  []string `json:"divergent"`
+}
+
+// compareReplicas looks at the disks of nodes that have stopped. Internal topics are compacted: their replicas clean up by themselves.
+func compareReplicas(nodes []string) (Replicas, error) {
+	out := Replicas{Few: []string{}, Divergent: []string{}}
+	all, err := history.FindReplicas(nodes...)
+	if err != nil {
+		return out, err
+	}
+	for _, one := range all {
+		if strings.HasPrefix(one.Name, "__") {
+			continue
+		}
+		report, err := history.CompareReplicas(one)
+		if err != nil {
+			return out, err
+		}
+		out.add(report)
+	}
+	return out, nil
+}
+
+func (r *Replicas) add(report history.ReplicaReport) {
+	r.Partitions++
+	r.Batches += report.Batches
+	ends := map[int64]bool{}
+	for _, e := range report.Ends {
+		ends[e] = true
+	}
+	if len(ends) > 1 {
+		r.Shorter++
+	}
+	if ours := strings.HasPrefix(report.Name, steadyTopic+"-") || strings.HasPrefix(report.Name, stockPrefix+"-numbered-"); ours && len(report.Ends) < replication {
+		r.Few = append(r.Few, fmt.Sprintf("%s: %d", report.Name, len(report.Ends)))
+	}
+	for _, v := range report.Violations {
+		r.Divergent = append(r.Divergent, v.String())
+	}
 }
