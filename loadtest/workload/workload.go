@@ -40,8 +40,9 @@ import (
 const (
 	// DialTimeout is how long a connection may take: a node that is cut off drops packets silently.
 	DialTimeout = 500 * time.Millisecond
-	// RequestTimeout is how long an answer may take beyond what the request asks the broker to wait.
-	RequestTimeout = time.Second
+	// RequestTimeout is how long an answer may take beyond what the request asks the broker to wait. A write that is sent to a leader that has just
+	// fallen silent costs this and produceTimeout, and once more if nobody else leads yet: together they have to stay well below a pause that matters.
+	RequestTimeout = 500 * time.Millisecond
 	// RetryBackoff is the wait before a request is tried again.
 	RetryBackoff = 50 * time.Millisecond
 	// MetadataMinAge is how soon a client may ask again who leads.
