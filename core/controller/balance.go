@@ -235,15 +235,28 @@ func (b *balancer) replace(s *meta.Shard, at int, to meta.Server) {
 		voters = append(voters, to)
 	} else {
 		b.count[voters[at].Node]--
-		if at == 0 {
-			b.led[voters[0].Node]--
-			b.led[to.Node]++
-		}
+		b.led[voters[0].Node]--
 		voters[at] = to
+		if at == 0 {
+			b.leastLedFirst(voters)
+		}
+		b.led[voters[0].Node]++
 	}
 	b.count[to.Node]++
 	b.voters[s.ID], b.changed[s.ID] = voters, true
 	b.budget--
+}
+
+// leastLedFirst gives the lead of a shard whose leader goes to the member that leads least. Among equals it is not the new one, at
+// the front: the others can lead at once.
+func (b *balancer) leastLedFirst(voters []meta.Server) {
+	best := 0
+	for i, v := range voters {
+		if b.takes(v.Node) && (b.led[v.Node] < b.led[voters[best].Node] || best == 0 && b.led[v.Node] == b.led[voters[0].Node]) {
+			best = i
+		}
+	}
+	voters[0], voters[best] = voters[best], voters[0]
 }
 
 // complete gives shards back the replicas that they lack since a dead node was removed.

@@ -174,6 +174,9 @@ func (l *lead) removeNode(ctx context.Context, r *commandRequest) (meta.Result, 
 	if err == nil && res.Err == nil {
 		l.c.log.Info("removed a node from the cluster", "node", n.ID, "incarnation", n.Incarnation)
 		l.tellRemoved(ctx, n.ID)
+		if l.c.autoBalance() {
+			_, err = l.propose(ctx, meta.RequestID{}, &meta.RequestBalance{})
+		}
 	}
 	return res, err
 }
