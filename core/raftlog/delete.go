@@ -49,18 +49,16 @@ func (s *Store) forget() (unused []*segment) {
 	defer s.mu.Unlock()
 	st := s.mu.state
 	s.mu.cache.keep(st.first, st.last)
-	var kept []*segment
-	for i, g := range s.mu.segments {
-		if active := i == len(s.mu.segments)-1; active || g.life >= st.firstLife {
-			g.cut(st.last)
-			kept = append(kept, g)
-			continue
-		}
+	first := unneeded(s.mu.segments, st)
+	for _, g := range s.mu.segments[:first] {
 		g.dropped = true
 		if g.readers == 0 {
 			unused = append(unused, g)
 		}
 	}
-	s.mu.segments = kept
+	s.mu.segments = append([]*segment(nil), s.mu.segments[first:]...)
+	for _, g := range s.mu.segments {
+		g.cut(st.last)
+	}
 	return unused
 }

@@ -73,8 +73,8 @@ func (s *Store) prepare() error {
 	return s.offer(spare)
 }
 
-// offer publishes a spare. Its life must be above the active file's: if a write did not wait for it
-// and made a file of its own meanwhile, the spare takes another name.
+// offer publishes a spare. Its life must be above that of every file that is or will be written to before it: if a write did not wait for it
+// and made a file of its own meanwhile, also one that is not synced yet, the spare takes another name.
 func (s *Store) offer(spare *segment) error {
 	for {
 		s.mu.Lock()
@@ -82,7 +82,7 @@ func (s *Store) offer(spare *segment) error {
 			s.mu.Unlock()
 			return spare.file.Close()
 		}
-		late := spare.life < s.mu.segments[len(s.mu.segments)-1].life
+		late := spare.life < s.mu.newest
 		if !late {
 			s.mu.spare = spare
 			s.mu.Unlock()

@@ -116,6 +116,7 @@ type Store struct {
 		spare    *segment
 		recycle  []*segment // dropped, to become the next spares; recycleMax at most
 		nextLife uint64
+		newest   uint64 // life of the newest file, which may be on its way to its first sync
 		closed   bool
 	}
 }

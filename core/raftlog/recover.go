@@ -99,13 +99,17 @@ func (s *Store) openFile(life uint64) (*found, error) {
 }
 
 // chain returns the files that continue each other up to the newest one, oldest first, and all
-// others. A file behind the newest is a spare, unless it holds records that were synced in it.
+// others. The newest is the one that begins with the highest sequence. A file behind it is a spare,
+// unless it holds records that were synced in it.
 func (s *Store) chain(files []*found) (chain, rest []*found, err error) {
 	byLife := map[uint64]*found{}
 	var last *found
 	for _, f := range files {
 		if f.active {
-			byLife[f.life], last = f, f
+			byLife[f.life] = f
+			if last == nil || f.header.firstSeq >= last.header.firstSeq {
+				last = f
+			}
 		}
 	}
 	if last == nil {
@@ -114,7 +118,7 @@ func (s *Store) chain(files []*found) (chain, rest []*found, err error) {
 	for f := last; f != nil; f = byLife[f.header.prevLife] {
 		chain = append([]*found{f}, chain...)
 		delete(byLife, f.life)
-		if len(chain) > 1 && f.life >= chain[1].life {
+		if len(chain) > 1 && f.header.firstSeq >= chain[1].header.firstSeq {
 			return nil, nil, fmt.Errorf("%w: %s continues itself", ErrDamaged, f.file.Name())
 		}
 	}
@@ -265,19 +269,15 @@ func (s *Store) replayRecord(f *found, h recordHeader, payload []byte, known *bo
 // and one spare, and removes the rest.
 func (s *Store) settle(chain, rest []*found) error {
 	st := s.mu.state
-	var kept []*segment
-	next := st.first
-	for i, f := range chain {
-		if f.life < st.firstLife && i < len(chain)-1 {
-			rest = append(rest, f)
-			continue
-		}
-		kept = append(kept, f.segment)
+	next, first := st.first, unneeded(s.mu.segments, st)
+	rest = append(rest, chain[:first]...)
+	kept := append([]*segment(nil), s.mu.segments[first:]...)
+	for _, f := range kept {
 		if st.last != 0 && f.holds(next) {
 			next = f.last() + 1
 		}
 	}
-	s.mu.segments = kept
+	s.mu.segments, s.mu.newest = kept, kept[len(kept)-1].life
 	if st.last != 0 && next != st.last+1 {
 		return fmt.Errorf("%w: entry %d of %d to %d is missing", ErrDamaged, next, st.first, st.last)
 	}
@@ -308,7 +308,7 @@ func (s *Store) createFirst() error {
 	}
 	seg := &segment{file: f, life: life, size: s.o.FirstSegmentBytes, end: fileHeaderBytes}
 	s.mu.segments = []*segment{seg}
-	s.mu.nextLife = life + 1
+	s.mu.nextLife, s.mu.newest = life+1, life
 	if err := seg.fill(); err != nil {
 		return err
 	}

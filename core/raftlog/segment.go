@@ -134,7 +134,26 @@ func (s *Store) nextSizeLocked() int64 {
 func (s *Store) newLife() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.newLifeLocked()
+}
+
+func (s *Store) newLifeLocked() uint64 {
 	life := s.mu.nextLife
 	s.mu.nextLife++
 	return life
+}
+
+// unneeded returns how many of the files, oldest first, come before the one that the state names as the oldest needed. It goes by
+// their order: earlier builds could give a file a lower life than its predecessor's.
+func unneeded(segments []*segment, st state) int {
+	for i, g := range segments {
+		if g.life == st.firstLife {
+			return i
+		}
+	}
+	n := 0
+	for n < len(segments)-1 && segments[n].life < st.firstLife {
+		n++
+	}
+	return n
 }

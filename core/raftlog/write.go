@@ -127,11 +127,18 @@ func (s *Store) takeSpare() (*segment, error) {
 	spare := s.mu.spare
 	s.mu.spare = nil
 	size := s.nextSizeLocked()
+	var life uint64
+	if spare != nil {
+		life = spare.life
+	} else {
+		life = s.newLifeLocked()
+	}
+	s.mu.newest = life // from here on no spare may have a lower one
 	s.mu.Unlock()
 	if spare != nil {
 		return spare, nil
 	}
-	return s.createFile(s.newLife(), size, false)
+	return s.createFile(life, size, false)
 }
 
 func (g *group) entry(l *raft.Log) error {
