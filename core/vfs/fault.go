@@ -192,6 +192,36 @@ func (f *Fault) MkdirAll(dir string) error {
 	return f.inner.MkdirAll(dir)
 }
 
+// mkdir is found by Mkdir. It counts as OpMkdirAll.
+func (f *Fault) mkdir(dir string) error {
+	if _, err := f.before(OpMkdirAll, dir, func() bool { return f.missing(dir) }); err != nil {
+		return err
+	}
+	return Mkdir(f.inner, dir)
+}
+
+// faultWhole counts as OpSync of the directory that it was opened with.
+type faultWhole struct {
+	Whole
+	fault *Fault
+	dir   string
+}
+
+func (f *Fault) openWhole(dir string) (Whole, error) {
+	w, err := OpenWhole(f.inner, dir)
+	if err != nil {
+		return nil, err
+	}
+	return &faultWhole{Whole: w, fault: f, dir: dir}, nil
+}
+
+func (w *faultWhole) Sync() error {
+	if skip, err := w.fault.before(OpSync, w.dir, always); skip || err != nil {
+		return err
+	}
+	return w.Whole.Sync()
+}
+
 // List implements FS.
 func (f *Fault) List(dir string) ([]string, error) {
 	if err := f.check(OpList, dir); err != nil {

@@ -431,15 +431,20 @@ func (m *Mem) syncDirLocked(node *memNode) {
 			rest = append(rest, op)
 			continue
 		}
-		if op.setIn != nil {
-			op.setIn.durable[op.set] = op.node
-		}
-		if op.dropIn != nil {
-			delete(op.dropIn.durable, op.drop)
-		}
+		op.settle()
 	}
 	clear(m.mu.dirOps[len(rest):])
 	m.mu.dirOps = rest
+}
+
+// settle makes the change durable.
+func (op memDirOp) settle() {
+	if op.setIn != nil {
+		op.setIn.durable[op.set] = op.node
+	}
+	if op.dropIn != nil {
+		delete(op.dropIn.durable, op.drop)
+	}
 }
 
 // Free implements FS.

@@ -131,3 +131,15 @@ func (osFS) Lock(name string) (io.Closer, error) {
 	}
 	return nil, &fs.PathError{Op: "flock", Path: name, Err: err}
 }
+
+// mkdir is found by Mkdir.
+func (osFS) mkdir(dir string) error {
+	err := os.Mkdir(dir, dirPerm)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if info, statErr := os.Stat(dir); statErr == nil && !info.IsDir() {
+		return &fs.PathError{Op: "mkdir", Path: dir, Err: unix.ENOTDIR}
+	}
+	return nil
+}
