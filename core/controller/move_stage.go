@@ -57,7 +57,7 @@ func newStages(c *Controller) *stages {
 	return s
 }
 
-// moveRate returns how many bytes a second this node shall send or receive for moves. Kafka's tool for
+// moveRate returns how many bytes a second this node shall send or receive for moves and for replicas that catch up. Kafka's tool for
 // reassignments sets these when it is told to throttle.
 func (c *Controller) moveRate(name string) int64 {
 	for _, broker := range []string{strconv.Itoa(int(c.Self())), ""} {

@@ -86,7 +86,7 @@ func (c *Controller) openShard(ctx context.Context, run *errgroup.Group, s *meta
 	}
 	set, err := partition.Open(partition.Options{
 		FS: c.o.FS, Dirs: c.dirs, Shard: s.ID, Files: c.o.Files, Logger: c.log,
-		Peers: func() []partition.Peer { return c.shardPeers(s.ID) },
+		Peers: func() []partition.Peer { return c.shardPeers(s.ID) }, In: c.stages.in, Out: c.stages.out,
 	})
 	if err != nil {
 		return fmt.Errorf("open partitions of shard %d: %w", s.ID, err)

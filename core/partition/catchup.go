@@ -28,16 +28,15 @@ type catchUp struct {
 		done chan struct{} // nil while nobody waits
 	}
 	wake  chan struct{} // buffered: there may be work
-	fetch pacer
-	serve pacer
+	fetch *Throttle
+	serve *Throttle
 	slots chan struct{} // connections being served
 }
 
-func (c *catchUp) init(fetchRate, serveRate int64) {
+func (c *catchUp) init(fetch, serve *Throttle) {
 	c.mu.work = make(map[Key]*incomplete)
 	c.wake = make(chan struct{}, 1)
-	c.fetch.init(fetchRate)
-	c.serve.init(serveRate)
+	c.fetch, c.serve = fetch, serve
 	c.slots = make(chan struct{}, maxServed)
 }
 

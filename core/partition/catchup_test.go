@@ -455,19 +455,23 @@ func TestHostileMessages(t *testing.T) {
 	}
 }
 
-func TestPacer(t *testing.T) {
-	var p pacer
-	p.init(1000)
+func TestThrottleHoldsBack(t *testing.T) {
+	rate := int64(1000)
+	p := NewThrottle(func() int64 { return rate })
 	now := time.Unix(100, 0)
-	if turn := p.reserve(now, 500); !turn.Equal(now) {
-		t.Errorf("first turn in %v", turn.Sub(now))
+	if wait := p.pass(now, 500); wait > 0 {
+		t.Errorf("first turn in %v", wait)
 	}
-	if turn := p.reserve(now, 1); turn.Sub(now) != 500*time.Millisecond {
-		t.Errorf("second turn in %v", turn.Sub(now))
+	if wait := p.pass(now, 1); wait != 500*time.Millisecond {
+		t.Errorf("second turn in %v", wait)
+	}
+	rate = 10_000
+	if wait := p.pass(now, 1); wait != 50*time.Millisecond {
+		t.Errorf("second turn at the new rate in %v", wait)
 	}
 	later := now.Add(time.Hour)
-	if turn := p.reserve(later, 1); !turn.Equal(later) {
-		t.Errorf("an idle hour was not forgotten: %v", turn.Sub(later))
+	if wait := p.pass(later, 1); wait > 0 {
+		t.Errorf("an idle hour was not forgotten: %v", wait)
 	}
 }
 
@@ -502,7 +506,7 @@ func TestManifestIsCheckedBeforeItCounts(t *testing.T) {
 
 func TestNothingLackingIsComplete(t *testing.T) {
 	var c catchUp
-	c.init(0, 0)
+	c.init(nil, nil)
 	select {
 	case <-c.completed():
 	default:

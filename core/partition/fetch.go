@@ -123,7 +123,7 @@ func (s *Set) syncRestored(p *Partition) error {
 // verify compares a segment with its checksum and syncs it; one that differs is
 // set aside and becomes missing.
 func (s *Set) verify(ctx context.Context, p *Partition, seg commitlog.SegmentInfo) {
-	err := p.log.Verify(seg.Base, false, func(n int) error { return s.catchUp.fetch.wait(ctx, int64(n)) })
+	err := p.log.Verify(seg.Base, false, func(n int) error { return s.catchUp.fetch.Wait(ctx, int64(n)) })
 	if err == nil {
 		err = s.syncSegment(p, seg.Base)
 	}
@@ -260,7 +260,7 @@ func (s *Set) fetchFailed(p *Partition, seg commitlog.SegmentInfo, err error) er
 // fetchPieces fetches the rest of a segment. failed is asked what an error of its own storage means.
 func (s *Set) fetchPieces(ctx context.Context, conn net.Conn, p *Partition, seg commitlog.SegmentInfo, w commitlog.SegmentWriter, failed func(error) error) error {
 	buf := make([]byte, min(pieceBytesMax, seg.Bytes))
-	q := pieceRequest{Topic: p.key.Topic, Index: p.key.Index, Base: seg.Base, Bytes: seg.Bytes, From: w.Resume(), Max: pieceBytesMax}
+	q := pieceRequest{Topic: p.key.Topic, Index: p.key.Index, Base: seg.Base, Bytes: seg.Bytes, From: w.Resume(), Max: s.catchUp.fetch.Piece(pieceBytesMax)}
 	for q.From < seg.Bytes {
 		piece, err := fetchPiece(conn, &q, buf)
 		if err != nil {
@@ -271,7 +271,7 @@ func (s *Set) fetchPieces(ctx context.Context, conn net.Conn, p *Partition, seg 
 		}
 		q.From += int64(len(piece))
 		s.metrics.fetchedBytes.Add(len(piece))
-		if err := s.catchUp.fetch.wait(ctx, int64(len(piece))); err != nil {
+		if err := s.catchUp.fetch.Wait(ctx, int64(len(piece))); err != nil {
 			return err
 		}
 	}

@@ -182,7 +182,7 @@ func (s *Set) confirm(ctx context.Context, x *wound) bool {
 	if x.sure {
 		return true
 	}
-	err := x.p.log.Verify(x.base, false, func(n int) error { return s.catchUp.fetch.wait(ctx, int64(n)) })
+	err := x.p.log.Verify(x.base, false, func(n int) error { return s.catchUp.fetch.Wait(ctx, int64(n)) })
 	switch {
 	case ctx.Err() != nil:
 		return false

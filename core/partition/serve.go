@@ -84,7 +84,7 @@ func (s *Set) answer(ctx context.Context, conn net.Conn, q *pieceRequest) error 
 	piece, err := s.readPiece(q)
 	defer piece.Release()
 	n := piece.Len()
-	if err := s.catchUp.serve.wait(ctx, n); err != nil {
+	if err := s.catchUp.serve.Wait(ctx, n); err != nil {
 		return err
 	}
 	if err := writeMessage(conn, &answerHead{Version: segmentsVersion, Bytes: n, Error: text(err)}); err != nil {
@@ -115,6 +115,7 @@ func (s *Set) readPiece(q *pieceRequest) (*commitlog.Chunk, error) {
 	if q.From < 0 || n <= 0 {
 		return nil, fmt.Errorf("%w: piece from %d of %d bytes", ErrProtocol, q.From, q.Bytes)
 	}
+	n = s.catchUp.serve.Piece(n)
 	if s.wounds.has(p, q.Base) {
 		return nil, fmt.Errorf("segment %d: %w", q.Base, commitlog.ErrCorrupt)
 	}

@@ -40,6 +40,9 @@ type Options struct {
 	// DefaultCatchUpBytesPerSecond.
 	FetchBytesPerSecond int64
 	ServeBytesPerSecond int64
+	// In and Out bound the catch-up traffic of all sets that share them, at rates
+	// that may change. They stand above the two fields before them.
+	In, Out *Throttle
 }
 
 // Peer is another replica of the shard.
@@ -98,7 +101,14 @@ func Open(o Options) (*Set, error) {
 		partitions: make(map[Key]*Partition),
 	}
 	s.wounds.init()
-	s.catchUp.init(o.FetchBytesPerSecond, o.ServeBytesPerSecond)
+	in, out := o.In, o.Out
+	if in == nil {
+		in = fixedThrottle(o.FetchBytesPerSecond)
+	}
+	if out == nil {
+		out = fixedThrottle(o.ServeBytesPerSecond)
+	}
+	s.catchUp.init(in, out)
 	s.metrics = newSetMetrics(s)
 	return s, nil
 }
