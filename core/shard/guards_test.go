@@ -418,6 +418,36 @@ func TestGuard06DeposedLeaderDoesNotVerify(t *testing.T) {
 	}
 }
 
+// A follower may have applied, and shown, what its leader has only committed.
+func TestGuard06VerifyWaitsForWhatAFollowerShows(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	leader.mustPut("a=1")
+	f := follower(c, leader)
+	if err := leader.group.Verify(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	release := leader.sm.block()
+	defer release()
+	future := leader.group.Propose([]byte("b=2"))
+	c.until("the follower shows it", func() bool { _, ok := f.sm.get("b"); return ok })
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if err := leader.group.Verify(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("verify on a leader that has not applied what a follower shows: %v", err)
+	}
+	release()
+	if err := leader.group.Verify(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := leader.sm.get("b"); !ok {
+		t.Error("verified, and does not show what the follower showed")
+	}
+	if _, err := future.Wait(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestGuard06ChecksAreShared(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	leader := c.leader()

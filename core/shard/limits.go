@@ -53,6 +53,9 @@ const (
 	prefaceTimeout = 2 * time.Second
 	// verifyInterval separates two leadership checks, each shared by all that wait.
 	verifyInterval = 2 * time.Millisecond
+	// appliedPoll is how often a check looks whether what it has to show is applied, which is the
+	// case at once unless the state machine is behind.
+	appliedPoll = time.Millisecond
 	// inSyncWindow is how long a member stays in sync without having been seen caught up.
 	inSyncWindow = time.Second
 	// electPoll is how often the preferred leader of a new shard looks for the other replicas.
