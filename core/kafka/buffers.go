@@ -2,77 +2,23 @@ package kafka
 
 import (
 	"bufio"
-	"context"
-	"errors"
-	"fmt"
 	"io"
-	"math/bits"
 	"net"
 	"sync"
 	"time"
 )
 
-// errNoMemory is returned when a frame got no memory for too long.
-var errNoMemory = errors.New("no memory for the frame: other connections' frames hold it")
-
-// Frames of Produce requests come from pools by size, as they are large, frequent and free again as soon as they are proposed.
-const (
-	pooledFrameBitsMin = 12 // 4 KiB
-	pooledFrameBitsMax = 23 // 8 MiB; larger ones are rare
-)
-
-var framePools [pooledFrameBitsMax + 1]sync.Pool // of *[]byte with capacity 1 << index
-
-// takeFrame takes memory for a frame of that many bytes after its fixed header, waiting for other frames when they hold too much.
-func (s *Server) takeFrame(ctx context.Context, f *frame, size int) error {
-	weight := int64(size)
-	if f.key != keyProduce {
-		weight *= controlWeight
-	}
-	if size > unmeteredFrameBytes {
-		ctx, cancel := context.WithTimeout(ctx, memoryWaitMax)
-		defer cancel()
-		if err := s.memory.Acquire(ctx, weight); err != nil {
-			return fmt.Errorf("%w (%d bytes)", errNoMemory, size)
-		}
-		f.memory = weight
-	}
-	f.rest, f.pooled = frameBuffer(f.key, size)
-	return nil
-}
-
-// frameBuffer returns a buffer of that size, and its pooled form when it has to be given back.
-func frameBuffer(key int16, size int) ([]byte, *[]byte) {
-	class := max(bits.Len(uint(max(size, 1)-1)), pooledFrameBitsMin)
-	if key != keyProduce || class > pooledFrameBitsMax {
-		return make([]byte, size), nil
-	}
-	p, _ := framePools[class].Get().(*[]byte)
-	if p == nil {
-		b := make([]byte, 1<<class)
-		p = &b
-	}
-	return (*p)[:size], p
-}
-
-// releaseFrame gives a frame's memory back. Nothing of it may be used afterwards.
-func (s *Server) releaseFrame(f frame) {
-	if f.memory > 0 {
-		s.memory.Release(f.memory)
-	}
-	if f.pooled != nil {
-		framePools[bits.Len(uint(cap(*f.pooled)-1))].Put(f.pooled)
-	}
-}
-
 // decode decodes a frame; large requests without records one at a time.
-func (s *Server) decode(f frame) (*Request, error) {
+func (s *Server) decode(f *frame) (*Request, error) {
 	if f.key != keyProduce && len(f.rest) > controlExclusiveBytes {
 		s.control.Lock()
 		defer s.control.Unlock()
 	}
 	return decode(f.fixedHeader, f.rest)
 }
+
+// controlExclusiveBytes is the size from which requests without records are decoded one at a time in the process.
+const controlExclusiveBytes = 256 << 10
 
 const (
 	// writeBufferBytes joins the head of a response with small payloads into one write.
@@ -92,11 +38,12 @@ var (
 
 // frameWriter writes frames to a connection: small pieces through a buffer that is held only while a frame is written, large payloads directly.
 type frameWriter struct {
-	nc net.Conn
-	bw *bufio.Writer
+	nc   net.Conn
+	conn *Conn // whose responses are counted; nil in tests
+	bw   *bufio.Writer
 }
 
-func newFrameWriter(nc net.Conn) *frameWriter { return &frameWriter{nc: nc} }
+func newFrameWriter(nc net.Conn, c *Conn) *frameWriter { return &frameWriter{nc: nc, conn: c} }
 
 func (w *frameWriter) free() {
 	if w.bw != nil {
@@ -119,6 +66,10 @@ func (w *frameWriter) response(correlationID int32, resp Response) (int64, error
 		return 0, err
 	}
 	*buf = frame
+	resp = nil // a large one's objects need not live until it is written
+	if w.conn != nil && len(frame) > meteredResponseBytes {
+		defer w.conn.server.responses.begin(w.conn, int64(len(frame)))()
+	}
 	w.deadline(int64(len(frame)))
 	if len(cuts) == 0 {
 		n, err := w.nc.Write(frame)

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -30,14 +29,8 @@ const (
 	frameBytesPerSecondMin = 16 << 10
 	// handshakeTimeout bounds TLS's handshake.
 	handshakeTimeout = 10 * time.Second
-	// memoryWaitMax is how long a frame waits for memory that other frames hold before its connection is given up.
-	memoryWaitMax = 30 * time.Second
-	// unmeteredFrameBytes is the size up to which frames are not counted against the server's memory: the bound of connections bounds them.
-	unmeteredFrameBytes = 4 << 10
-	// controlWeight is how many bytes of memory a byte of a request without records counts for, as its objects are larger than it.
-	controlWeight = 4
-	// controlExclusiveBytes is the size from which requests without records are decoded one at a time in the process.
-	controlExclusiveBytes = 256 << 10
+	// firstRequestTimeout is how long a connection may say nothing at first: clients speak at once, and connections are few.
+	firstRequestTimeout = 30 * time.Second
 )
 
 // Errors that end a connection.
@@ -48,6 +41,8 @@ var (
 	errIdle = errors.New("idle")
 	// errHandshake is returned when TLS's handshake failed.
 	errHandshake = errors.New("TLS handshake failed")
+	// errSlowReader is returned when a connection did not read a large response while others waited for the memory it holds.
+	errSlowReader = errors.New("response was not read while others needed its memory")
 	// errPanic is returned when a handler panicked.
 	errPanic = errors.New("handler panicked")
 )
@@ -64,6 +59,7 @@ type Conn struct {
 	nc       net.Conn
 	stopped  chan struct{} // closed when the server stops
 	inFlight atomic.Int32
+	evicted  atomic.Bool // closed for being slow to read a large response
 	values   sync.Map
 }
 
@@ -103,10 +99,10 @@ func (c *Conn) Host() string {
 
 // pending is a request that was served and waits for its turn to be answered.
 type pending struct {
-	req    *Request
-	reply  Reply
-	began  time.Time
-	memory int64 // held until it is answered
+	req   *Request
+	reply Reply
+	began time.Time
+	held  hold // until it is answered
 }
 
 // serve runs the connection's reader in this goroutine and its writer in another, until one of them ends.
@@ -186,6 +182,8 @@ func closeReason(err error) string {
 		return "idle"
 	case errors.Is(err, errHandshake):
 		return "handshake"
+	case errors.Is(err, errNoMemory), errors.Is(err, errTooSlow), errors.Is(err, errSlowReader):
+		return "overload"
 	case errors.Is(err, errPanic):
 		return "panic"
 	case errors.Is(err, ErrFrameSize), errors.Is(err, ErrUnknownKey), errors.Is(err, ErrMalformed), errors.Is(err, ErrVersion):
@@ -200,10 +198,12 @@ func (c *Conn) read(ctx, parent context.Context, replies chan<- pending) error {
 		return err
 	}
 	br := bufio.NewReaderSize(c.nc, readBufferBytes)
+	idle := min(c.server.opts.IdleTimeout, firstRequestTimeout)
 	for {
-		if err := c.awaitFrame(parent, br); err != nil {
+		if err := c.awaitFrame(parent, br, idle); err != nil {
 			return err
 		}
+		idle = c.server.opts.IdleTimeout
 		f, err := c.readFrame(ctx, parent, br)
 		if err != nil && parent.Err() != nil {
 			return errStopping
@@ -211,9 +211,9 @@ func (c *Conn) read(ctx, parent context.Context, replies chan<- pending) error {
 		if err != nil {
 			return err
 		}
-		p, err := c.handle(ctx, f)
+		p, err := c.handle(ctx, &f)
 		if err != nil {
-			c.server.releaseFrame(f)
+			f.release()
 			return err
 		}
 		if p.reply == nil {
@@ -246,9 +246,9 @@ func (c *Conn) handshake(ctx context.Context) error {
 }
 
 // awaitFrame waits for the first byte of a frame. A connection that waits for an answer is not idle.
-func (c *Conn) awaitFrame(parent context.Context, br *bufio.Reader) error {
+func (c *Conn) awaitFrame(parent context.Context, br *bufio.Reader, idle time.Duration) error {
 	for {
-		c.nc.SetReadDeadline(time.Now().Add(c.server.opts.IdleTimeout))
+		c.nc.SetReadDeadline(time.Now().Add(idle))
 		if parent.Err() != nil { // after setting it, as the stop sets it too
 			return errStopping
 		}
@@ -261,64 +261,14 @@ func (c *Conn) awaitFrame(parent context.Context, br *bufio.Reader) error {
 		case parent.Err() != nil:
 			return errStopping
 		case c.inFlight.Load() == 0:
-			return fmt.Errorf("%w for %v", errIdle, c.server.opts.IdleTimeout)
+			return fmt.Errorf("%w for %v", errIdle, idle)
 		}
 	}
 }
 
-// frame is a read frame: what follows the fixed header, the buffer it lies in, and the memory counted for it.
-type frame struct {
-	fixedHeader
-	rest   []byte
-	pooled *[]byte
-	memory int64
-}
-
-// readFrame reads one frame. The length and key are checked before memory is taken for it.
-func (c *Conn) readFrame(ctx, parent context.Context, br *bufio.Reader) (frame, error) {
-	c.deadline(parent, lengthBytes+fixedHeaderBytes)
-	var head [lengthBytes + fixedHeaderBytes]byte
-	if _, err := io.ReadFull(br, head[:lengthBytes]); err != nil {
-		return frame{}, fmt.Errorf("read frame length: %w", err)
-	}
-	length := int32(binary.BigEndian.Uint32(head[:]))
-	if err := checkLength(length, c.server.opts.Authenticated(c)); err != nil {
-		return frame{}, err
-	}
-	if _, err := io.ReadFull(br, head[lengthBytes:]); err != nil {
-		return frame{}, fmt.Errorf("read frame header: %w", err)
-	}
-	f := frame{fixedHeader: parseFixedHeader(head[lengthBytes:])}
-	if err := checkKey(f.key, length); err != nil {
-		return frame{}, err
-	}
-	if _, ok := c.server.opts.Versions.Get(f.key); !ok {
-		return frame{}, fmt.Errorf("%w: %d (%s) v%d", ErrUnknownKey, f.key, kmsg.NameForKey(f.key), f.version)
-	}
-	if err := c.server.takeFrame(ctx, &f, int(length)-fixedHeaderBytes); err != nil {
-		return frame{}, err
-	}
-	c.deadline(parent, int(length))
-	if _, err := io.ReadFull(br, f.rest); err != nil {
-		c.server.releaseFrame(f)
-		return frame{}, fmt.Errorf("read %d bytes of a frame: %w", length, err)
-	}
-	c.server.metrics.received.Add(int(length) + lengthBytes)
-	return f, nil
-}
-
-// deadline gives a frame of that many bytes the time it needs at the slowest rate that is waited for.
-func (c *Conn) deadline(parent context.Context, bytes int) {
-	d := frameStallTimeout + time.Duration(bytes)*time.Second/frameBytesPerSecondMin
-	c.nc.SetReadDeadline(time.Now().Add(d))
-	if parent.Err() != nil {
-		c.nc.SetReadDeadline(time.Unix(1, 0))
-	}
-}
-
 // handle decodes and serves one frame.
-func (c *Conn) handle(ctx context.Context, f frame) (pending, error) {
-	p := pending{began: time.Now(), memory: f.memory}
+func (c *Conn) handle(ctx context.Context, f *frame) (pending, error) {
+	p := pending{began: time.Now()}
 	v, _ := c.server.opts.Versions.Get(f.key)
 	if f.version < v.Min || f.version > v.Max {
 		resp := c.server.opts.Versions.refusal(f.key, f.version)
@@ -327,6 +277,7 @@ func (c *Conn) handle(ctx context.Context, f frame) (pending, error) {
 		}
 		p.req = &Request{Key: f.key, Version: resp.GetVersion(), CorrelationID: f.correlationID, Conn: c}
 		p.reply = func(context.Context) Response { return resp }
+		f.release()
 		return p, nil
 	}
 	req, err := c.server.decode(f)
@@ -338,9 +289,9 @@ func (c *Conn) handle(ctx context.Context, f frame) (pending, error) {
 		return p, err
 	}
 	if f.key == keyProduce { // its records are proposed, nothing of the frame is needed any more
-		c.server.releaseFrame(f)
-		p.memory = 0
+		f.release()
 	}
+	p.held, f.held = f.held, hold{}
 	return p, nil
 }
 
@@ -361,7 +312,7 @@ func (c *Conn) recovered(req *Request, err *error) {
 
 // write awaits and writes replies in order until there are no more or the connection ends.
 func (c *Conn) write(ctx context.Context, replies <-chan pending) error {
-	w := newFrameWriter(c.nc)
+	w := newFrameWriter(c.nc, c)
 	defer w.free()
 	for p := range replies {
 		if ctx.Err() != nil {
@@ -393,6 +344,9 @@ func (c *Conn) answer(ctx context.Context, w *frameWriter, p pending) error {
 	resp.SetVersion(p.req.Version)
 	n, err := w.response(p.req.CorrelationID, resp)
 	c.server.metrics.sent.Add(int(n))
+	if err != nil && c.evicted.Load() {
+		err = errSlowReader
+	}
 	if err != nil {
 		return fmt.Errorf("write response of %s v%d: %w", kmsg.NameForKey(p.req.Key), p.req.Version, err)
 	}
@@ -407,8 +361,6 @@ func (c *Conn) await(ctx context.Context, p pending) (resp Response, err error) 
 
 // done gives back what a request holds, and counts it.
 func (c *Conn) done(p pending) {
-	if p.memory > 0 {
-		c.server.memory.Release(p.memory)
-	}
+	p.held.release()
 	c.server.metrics.request(p.req.Key, time.Since(p.began))
 }

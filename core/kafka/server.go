@@ -10,15 +10,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 const (
 	// connectionsMaxDefault leaves most of a process's 20,000 file descriptors to segments.
 	connectionsMaxDefault = 8192
-	// memoryBytesDefault bounds the frames of all connections that are read and not yet served; the largest frame has to fit.
-	memoryBytesDefault = 256 << 20
 	// idleTimeoutDefault is Kafka's connections.max.idle.ms.
 	idleTimeoutDefault = 10 * time.Minute
 	// graceDefault is how long a stopping server lets replies be written that are already awaited.
@@ -32,9 +28,11 @@ type Options struct {
 	Handler  Handler
 	Versions *Table
 	Logger   *slog.Logger // nil discards
-	// ConnectionsMax bounds the connections of all listeners; further ones are closed at once.
+	// ConnectionsMax bounds the connections of all listeners; further ones are closed at once (Kafka's max.connections).
 	ConnectionsMax int
-	// MemoryBytes bounds the frames of all connections together. It is at least the largest frame.
+	// ConnectionsPerHostMax bounds those from one address (Kafka's max.connections.per.ip); 0: as many as there may be.
+	ConnectionsPerHostMax int
+	// MemoryBytes bounds the frames of all connections together (see lanes); the largest frame always fits.
 	MemoryBytes int64
 	// IdleTimeout closes a connection on which nothing was asked and nothing is answered for so long.
 	IdleTimeout time.Duration
@@ -56,13 +54,16 @@ type Server struct {
 	opts    Options
 	log     *limitedLog
 	metrics *serverMetrics
-	memory  *semaphore.Weighted
-	control sync.Mutex // held while a large request without records is decoded: its objects may be many times its size
-	nextID  atomic.Uint64
+	lanes   lanes
+	// responses are the large ones that are being written.
+	responses responses
+	control   sync.Mutex // held while a large request without records is decoded: its objects may be many times its size
+	nextID    atomic.Uint64
 
 	mu struct {
 		sync.Mutex
 		conns map[*Conn]struct{}
+		hosts map[string]int // connections by client address, when they are bounded
 	}
 }
 
@@ -77,7 +78,6 @@ func NewServer(o Options) *Server {
 	if o.MemoryBytes <= 0 {
 		o.MemoryBytes = memoryBytesDefault
 	}
-	o.MemoryBytes = max(o.MemoryBytes, frameBytesMax)
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = idleTimeoutDefault
 	}
@@ -87,8 +87,9 @@ func NewServer(o Options) *Server {
 	if o.Authenticated == nil {
 		o.Authenticated = func(*Conn) bool { return true }
 	}
-	s := &Server{opts: o, log: &limitedLog{log: o.Logger}, memory: semaphore.NewWeighted(o.MemoryBytes)}
+	s := &Server{opts: o, log: &limitedLog{log: o.Logger}, lanes: newLanes(o.MemoryBytes)}
 	s.mu.conns = make(map[*Conn]struct{})
+	s.mu.hosts = make(map[string]int)
 	s.metrics = newServerMetrics(s)
 	return s
 }
@@ -152,9 +153,9 @@ func (s *Server) start(ctx context.Context, l Listener, nc net.Conn, wg *sync.Wa
 		nc = tls.Server(nc, l.TLS)
 	}
 	c := newConn(s, l.Name, nc)
-	if !s.add(c) {
+	if err := s.add(c); err != nil {
 		s.metrics.refused.Inc()
-		s.log.warn("connection refused: too many", "listener", l.Name, "remote", c.RemoteAddr, "max", s.opts.ConnectionsMax)
+		s.log.warn("connection refused", "listener", l.Name, "remote", c.RemoteAddr, "reason", err)
 		nc.Close()
 		return
 	}
@@ -167,20 +168,35 @@ func (s *Server) start(ctx context.Context, l Listener, nc net.Conn, wg *sync.Wa
 	}()
 }
 
-func (s *Server) add(c *Conn) bool {
+// add counts a connection; the error says which bound it exceeds.
+func (s *Server) add(c *Conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.mu.conns) >= s.opts.ConnectionsMax {
-		return false
+		return fmt.Errorf("there are %d connections, as many as may be", len(s.mu.conns))
+	}
+	if most := s.opts.ConnectionsPerHostMax; most > 0 {
+		host := c.Host()
+		if s.mu.hosts[host] >= most {
+			return fmt.Errorf("there are %d connections from %s, as many as may be from one address", most, host)
+		}
+		s.mu.hosts[host]++
 	}
 	s.mu.conns[c] = struct{}{}
-	return true
+	return nil
 }
 
 func (s *Server) remove(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.mu.conns, c)
+	if s.opts.ConnectionsPerHostMax <= 0 {
+		return
+	}
+	host := c.Host()
+	if s.mu.hosts[host]--; s.mu.hosts[host] <= 0 {
+		delete(s.mu.hosts, host)
+	}
 }
 
 // Connections returns the number of open connections.

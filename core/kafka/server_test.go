@@ -524,42 +524,6 @@ func TestClientLeavesWhileAReplyIsAwaited(t *testing.T) {
 	})
 }
 
-// TestMemoryIsBounded checks that frames wait for memory, and that all of it comes back.
-func TestMemoryIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := startServer(t, Options{MemoryBytes: frameBytesMax, Handler: HandlerFunc(func(_ context.Context, r *Request) Reply {
-			return func(context.Context) Response { return kmsg.NewPtrProduceResponse() }
-		})})
-		// Two connections announce more than fits together; the second waits until the first is gone.
-		head := func(size int) []byte {
-			b := binary.BigEndian.AppendUint32(nil, uint32(size))
-			return append(b, 0, 0, 0, 9, 0, 0, 0, 1)
-		}
-		a, b := s.l.dial(), s.l.dial()
-		defer a.Close()
-		defer b.Close()
-		if err := <-send(a, head(60<<20)); err != nil {
-			t.Fatal(err)
-		}
-		synctest.Wait()
-		<-send(b, head(60<<20))
-		synctest.Wait()
-		if s.memory.TryAcquire(50 << 20) {
-			t.Fatal("the first frame is not counted")
-		}
-		a.Close()
-		synctest.Wait()
-		if s.memory.TryAcquire(50 << 20) {
-			t.Fatal("the second frame is not counted")
-		}
-		b.Close()
-		synctest.Wait()
-		if !s.memory.TryAcquire(frameBytesMax) {
-			t.Error("memory did not come back")
-		}
-	})
-}
-
 func TestWarningsAreLimited(t *testing.T) {
 	var out bytes.Buffer
 	l := &limitedLog{log: slog.New(slog.NewTextHandler(&out, nil))}
