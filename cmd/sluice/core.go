@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"strconv"
 
@@ -100,7 +101,10 @@ func runCore(ctx context.Context, config conf.Core, logger *slog.Logger, serving
 		}
 		defer remove()
 	}
-	limits(logger)
+	files := limits(logger)
+	if config.Limits.Connections == 0 {
+		config.Limits.Connections = connectionsFor(files)
+	}
 	n := &coreNode{config: config, logger: logger}
 	if err := n.open(); err != nil {
 		n.close()
@@ -115,15 +119,24 @@ func runCore(ctx context.Context, config conf.Core, logger *slog.Logger, serving
 	return coreHint(p.Run(ctx, func() { serving(n.addresses()) }))
 }
 
-// limits prepares the process: a node holds many files and leaves memory to the page cache.
-func limits(logger *slog.Logger) {
-	if _, err := proc.RaiseFileLimit(); err != nil {
+// connectionsFor is how many clients may be connected to a process that may open so many files: the rest is for segments, logs and other nodes.
+func connectionsFor(files uint64) int { return int(min(files, math.MaxInt32) * 3 / 5) }
+
+// limits prepares the process: a node holds many files and leaves memory to the page cache. It returns how many files may be open.
+func limits(logger *slog.Logger) uint64 {
+	files, err := proc.RaiseFileLimit()
+	if err != nil {
 		logger.Warn("limit of open files stays as it is", "error", err)
+		files = filesUsual
 	}
 	if n := proc.LimitMemory(); n > 0 {
 		logger.Debug("soft memory limit is set", "bytes", n)
 	}
+	return files
 }
+
+// filesUsual is what systems allow a process that asks for nothing.
+const filesUsual = 1024
 
 func (n *coreNode) open() error {
 	c := n.config
@@ -163,6 +176,7 @@ func (n *coreNode) open() error {
 	}
 	n.broker, err = broker.New(broker.Options{
 		Controller: n.controller, Listeners: []kafka.Listener{n.listener}, Now: wallClock, Logger: n.logger.With("component", "broker"),
+		ConnectionsMax: c.Limits.Connections, ConnectionsPerHostMax: c.Limits.ConnectionsPerHost, MemoryBytes: c.Limits.RequestBytes,
 	})
 	if err != nil || c.HTTP == "" {
 		return err

@@ -28,9 +28,10 @@ type Options struct {
 	// registration (meta.Node), not said here.
 	Listeners []kafka.Listener
 	Logger    *slog.Logger // nil discards
-	// ConnectionsMax and MemoryBytes bound all listeners together; zero takes core/kafka's defaults.
-	ConnectionsMax int
-	MemoryBytes    int64
+	// ConnectionsMax and MemoryBytes bound all listeners together; zero takes core/kafka's defaults. ConnectionsPerHostMax bounds those of one
+	// address; zero is no bound.
+	ConnectionsMax, ConnectionsPerHostMax int
+	MemoryBytes                           int64
 	// Groups is what the group coordinators decide by (group.max.size and the like); zero values are Kafka's defaults.
 	Groups group.Config
 	// Now is the wall clock, which gives LogAppendTime and the times of committed offsets; nil means time.Now. What lasts (sessions, timeouts) is measured
@@ -100,7 +101,7 @@ func New(o Options) (*Broker, error) {
 		sessions: newSessionCache(), producers: newProducerIDs(), parts: make(map[string]part), ready: make(chan struct{}),
 	}
 	b.server = kafka.NewServer(kafka.Options{
-		Handler: b, Versions: b.table, Logger: o.Logger, ConnectionsMax: o.ConnectionsMax, MemoryBytes: o.MemoryBytes,
+		Handler: b, Versions: b.table, Logger: o.Logger, ConnectionsMax: o.ConnectionsMax, ConnectionsPerHostMax: o.ConnectionsPerHostMax, MemoryBytes: o.MemoryBytes,
 	})
 	for name, make := range makers {
 		p, err := make(b)

@@ -48,6 +48,7 @@ func TestAGoodFileStandsOverTheDefaults(t *testing.T) {
 	want.ID, want.Rack, want.Kafka, want.Advertise = 2, "rack2", "0.0.0.0:9092", "core-2.example:9092"
 	want.Join = []string{"core-1:9093", "core-3:9093"}
 	want.Topics.Partitions, want.ReserveBytes, want.Scrub.Interval = 12, 2<<30, 12*time.Hour
+	want.Limits.ConnectionsPerHost = 100
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Error(diff)
 	}
@@ -117,7 +118,7 @@ func TestPrintedConfigurationCanBeRead(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	if names := Names(&Core{}); !slices.Contains(names, "pidFile") || len(names) != 15 {
+	if names := Names(&Core{}); !slices.Contains(names, "pidFile") || len(names) != 16 {
 		t.Errorf("the names are %v", names)
 	}
 }

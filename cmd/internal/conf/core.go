@@ -23,6 +23,7 @@ type Core struct {
 	// ReserveBytes of the data directory's disk stay free: with less, no records are taken for the shards of this node. 0 for 1 GiB or a twentieth
 	// of the disk, whichever is less, but at least what the node may have in flight.
 	ReserveBytes int64   `yaml:"reserveBytes"`
+	Limits       Limits  `yaml:"limits"`
 	Scrub        Scrub   `yaml:"scrub"`
 	Topics       Topics  `yaml:"topics"`
 	TLS          CoreTLS `yaml:"tls"`
@@ -55,6 +56,13 @@ type Certificate struct {
 	CA   string `yaml:"ca"` // who signs the other end's certificate
 }
 
+// Limits bound what clients can make a node do.
+type Limits struct {
+	Connections        int   `yaml:"connections"`        // of clients (max.connections); 0 for three fifths of the files that the process may open
+	ConnectionsPerHost int   `yaml:"connectionsPerHost"` // from one address (max.connections.per.ip); 0 for no bound of its own
+	RequestBytes       int64 `yaml:"requestBytes"`       // memory of all requests that are being read or answered (queued.max.request.bytes); 0 for 512 MiB
+}
+
 // Log says how a process writes its log.
 type Log struct {
 	Level  string `yaml:"level"`  // debug, info, warn, error
@@ -63,8 +71,9 @@ type Log struct {
 
 // Limits of the fields.
 const (
-	reserveBytesMin = 1 << 20 // what a node writes to say goodbye has to fit
-	partitionsMax   = 10_000  // of one topic by default; more is surely a mistake
+	reserveBytesMin = 1 << 20  // what a node writes to say goodbye has to fit
+	partitionsMax   = 10_000   // of one topic by default; more is surely a mistake
+	requestBytesMin = 64 << 20 // a few batches of every size have to fit
 	scrubBytesMin   = 64 << 10
 	scrubMin        = time.Second
 	replicationMax  = 9 // more voters make every write slower and nothing safer
@@ -94,7 +103,7 @@ func (c *Core) Validate() error {
 	if c.ReserveBytes != 0 && c.ReserveBytes < reserveBytesMin {
 		return fmt.Errorf("reserveBytes: %d: must be 0 (by the size of the disk) or at least %d", c.ReserveBytes, reserveBytesMin)
 	}
-	if err := c.Scrub.validate(); err != nil {
+	if err := errors.Join(c.Scrub.validate(), c.Limits.validate()); err != nil {
 		return err
 	}
 	for _, a := range []struct{ field, value string }{{"kafka", c.Kafka}, {"node", c.Node}, {"http", c.HTTP}, {"advertise", c.Advertise}} {
@@ -142,6 +151,18 @@ func (s Scrub) validate() error {
 		return fmt.Errorf("scrub.bytesPerSecond: %d: must be -1 (never) or at least %d", s.BytesPerSecond, scrubBytesMin)
 	case s.Interval < scrubMin:
 		return fmt.Errorf("scrub.interval: %s: must be at least %s", s.Interval, scrubMin)
+	}
+	return nil
+}
+
+func (l Limits) validate() error {
+	switch {
+	case l.Connections < 0:
+		return fmt.Errorf("limits.connections: %d: must be 0 (by the limit of open files) or more", l.Connections)
+	case l.ConnectionsPerHost < 0:
+		return fmt.Errorf("limits.connectionsPerHost: %d: must be 0 (no bound) or more", l.ConnectionsPerHost)
+	case l.RequestBytes != 0 && l.RequestBytes < requestBytesMin:
+		return fmt.Errorf("limits.requestBytes: %d: must be 0 (512 MiB) or at least %d", l.RequestBytes, requestBytesMin)
 	}
 	return nil
 }

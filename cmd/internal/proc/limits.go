@@ -13,6 +13,10 @@ import (
 // the page cache serves reads and must keep the larger part.
 const memoryShare = 0.4
 
+// memoryMax is what no process of the house needs more of, however large the machine is: everything that grows with load is bounded to less, and what
+// the collector has not got to yet shall not count for much more.
+const memoryMax = 1536 << 20
+
 // RaiseFileLimit raises the number of files the process may have open to what the system
 // allows, and returns it. A core node keeps a file per recently read segment.
 func RaiseFileLimit() (uint64, error) {
@@ -41,7 +45,7 @@ func LimitMemory() int64 {
 	if total == 0 {
 		return 0
 	}
-	limit := int64(float64(total) * memoryShare)
+	limit := min(int64(float64(total)*memoryShare), memoryMax)
 	debug.SetMemoryLimit(limit)
 	return limit
 }
