@@ -163,7 +163,7 @@ func (b *Broker) verifiedLeader(ctx context.Context, v verified, name string, in
 	if code != codeNone {
 		return nil, -1, code
 	}
-	if v.check(ctx, g) != nil {
+	if v.check(ctx, g) != nil || p.Frozen() || p.Removed() { // frozen: what another shard has appended since is not known here
 		return nil, -1, codeNotLeaderOrFollower
 	}
 	term, ok := g.Serving()

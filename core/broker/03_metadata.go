@@ -183,12 +183,10 @@ func (b *Broker) view(image *meta.Image, p *meta.Partition) partitionView {
 	if n, ok := image.Node(leader); !ok || n.Fenced && leader != b.self() {
 		v.leader = meta.NoNode
 	}
-	if s := image.Shard(p.Shard); s != nil {
-		for _, voter := range s.Voters {
-			v.replicas = append(v.replicas, int32(voter.Node))
-			if n, ok := image.Node(voter.Node); !ok || n.Fenced || n.Incarnation != voter.Incarnation {
-				v.offline = append(v.offline, int32(voter.Node))
-			}
+	for _, voter := range replicasOf(image, p) {
+		v.replicas = append(v.replicas, int32(voter.Node))
+		if n, ok := image.Node(voter.Node); !ok || n.Fenced || n.Incarnation != voter.Incarnation {
+			v.offline = append(v.offline, int32(voter.Node))
 		}
 	}
 	for _, id := range b.ctl.ISR(p.Shard) {

@@ -99,8 +99,13 @@ func (b *Broker) proposeCuts(group *shard.Group, list []cut) func(ctx context.Co
 		if refused, ok := result.(error); ok && err == nil {
 			err = refused
 		}
-		for _, c := range list {
-			if c.answer.ErrorCode = errorCode(err); err == nil {
+		results, _ := result.([]partition.StartResult)
+		for i, c := range list {
+			refused := err
+			if err == nil && i < len(results) {
+				refused = results[i].Err
+			}
+			if c.answer.ErrorCode = errorCode(refused); refused == nil {
 				c.answer.LowWatermark = c.part.Start()
 			}
 		}

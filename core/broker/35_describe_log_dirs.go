@@ -57,7 +57,8 @@ func (b *Broker) settle(ctx context.Context, wanted []kmsg.DescribeLogDirsReques
 func (b *Broker) localSizes(wanted []kmsg.DescribeLogDirsRequestTopic) []kmsg.DescribeLogDirsResponseDirTopic {
 	var out []kmsg.DescribeLogDirsResponseDirTopic
 	b.eachReplica(wanted, func(t *meta.Topic, index int32, part *partition.Partition, _ *shard.Group) {
-		if part == nil {
+		size, ok := b.localSize(t, index, part)
+		if !ok {
 			return
 		}
 		if len(out) == 0 || out[len(out)-1].Topic != t.Name {
@@ -66,11 +67,20 @@ func (b *Broker) localSizes(wanted []kmsg.DescribeLogDirsRequestTopic) []kmsg.De
 			out = append(out, answer)
 		}
 		p := kmsg.NewDescribeLogDirsResponseDirTopicPartition()
-		p.Partition, p.Size = index, part.Bytes()
+		p.Partition, p.Size = index, size
 		last := &out[len(out)-1]
 		last.Partitions = append(last.Partitions, p)
 	})
 	return out
+}
+
+// localSize is what a replica takes here. One that is only on its way here counts with what has been copied, as Kafka shows how far
+// a reassignment is.
+func (b *Broker) localSize(t *meta.Topic, index int32, part *partition.Partition) (size int64, ok bool) {
+	if part != nil {
+		return part.Bytes(), true
+	}
+	return b.ctl.CopiedBytes(t.ID, index)
 }
 
 // eachReplica walks the partitions that a request means, with this node's replica and its group where it has them; a replica may have the group

@@ -47,12 +47,21 @@ type replica struct {
 
 func (r *replica) leads() bool {
 	term, ok := r.raft.Serving()
-	return ok && term == r.term
+	return ok && term == r.term && !r.part.Frozen() && !r.part.Removed()
 }
 
 func (r *replica) now() time.Time { return r.b.opts.Now() }
 
-func (r *replica) verify(ctx context.Context) error { return r.raft.Verify(ctx) }
+// verify fails for a partition that is on its way to another shard: there may be another coordinator already.
+func (r *replica) verify(ctx context.Context) error {
+	if err := r.raft.Verify(ctx); err != nil {
+		return err
+	}
+	if !r.leads() {
+		return errNotCoordinator
+	}
+	return nil
+}
 
 func (r *replica) exists(topic string, id group.TopicID) bool {
 	image := r.b.ctl.Image()

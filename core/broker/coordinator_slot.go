@@ -72,8 +72,8 @@ func (s *slot) run(ctx context.Context) error {
 		}
 		groupChanged := g.Changed()
 		term, ok := g.Serving()
-		if !ok {
-			s.idle(ctx, changed, groupChanged, false)
+		if !ok || p.Frozen() {
+			s.idle(ctx, changed, groupChanged, ok) // nobody tells when a freeze is taken back
 			continue
 		}
 		at := &replica{b: s.c.b, key: s.key, part: p, raft: g, term: term}

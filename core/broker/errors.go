@@ -58,7 +58,7 @@ var errorTable = []struct {
 	{shard.ErrUnknown, codeNotLeaderOrFollower},
 	{shard.ErrClosed, codeNotLeaderOrFollower},
 	{shard.ErrTooLarge, codeMessageTooLarge},
-	{partition.ErrUnknownPartition, codeUnknownTopicOrPartition},
+	{partition.ErrUnknownPartition, codeNotLeaderOrFollower}, // it was here when the request came: moved since, or deleted, as the metadata say
 	{partition.ErrOutOfOrderSequence, codeOutOfOrderSequence},
 	{partition.ErrInvalidProducerEpoch, codeInvalidProducerEpoch},
 	{partition.ErrDuplicateSequence, codeDuplicateSequence},

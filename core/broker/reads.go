@@ -180,6 +180,9 @@ func (r *fetchRead) bounds(ctx context.Context, version int16) int16 {
 	} else if err != nil {
 		return later
 	}
+	if r.part.Frozen() || r.part.Removed() { // another shard may have appended since
+		return codeNotLeaderOrFollower
+	}
 	if r.ends(); r.want.offset > r.out.HighWatermark {
 		return codeOffsetOutOfRange
 	}

@@ -343,6 +343,9 @@ func (r *replica) switchOver(ctx context.Context, s *meta.Shard, m meta.Moving) 
 			"move", key.move, "took", time.Since(begun).Round(time.Millisecond))
 		return
 	}
+	if errors.Is(err, errMoveOver) {
+		return
+	}
 	st.errs[key] = err.Error()
 	r.c.log.Info("a partition could not be switched over yet", "topic", m.Topic.Name, "partition", m.Partition.Index, "move", key.move, "err", err)
 }
@@ -359,7 +362,11 @@ func (r *replica) trySwitch(ctx context.Context, s *meta.Shard, m meta.Moving) e
 		}
 	}
 	cmd := &meta.FinishMove{Topic: key.key.Topic, Index: key.key.Index, Move: key.move, EpochBase: p.EpochBase()}
-	return oneError(r.c.submit(ctx, &commandRequest{Command: cmdFinishMove, Finish: cmd}))
+	res, err := r.c.submit(ctx, &commandRequest{Command: cmdFinishMove, Finish: cmd})
+	if err == nil && res.Err != nil && res.Err.Code == meta.CodeNoReassignment {
+		return errMoveOver // finished by the last pass, or called off, which this node's image will tell
+	}
+	return oneError(res, err)
 }
 
 func (r *replica) adopt(ctx context.Context, s *meta.Shard, m meta.Moving, key stageKey) error {

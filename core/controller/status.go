@@ -108,6 +108,7 @@ type Status struct {
 	Disks       []NodeDisk
 	Scrub       partition.ScrubStatus
 	Shards      []ShardStatus
+	Moves       []MoveStatus `json:",omitempty"`
 	Metadata    any
 }
 
@@ -134,6 +135,7 @@ func (c *Controller) Status() any {
 	if leader, ok := c.Leader(); ok {
 		s.Leader = leader
 	}
+	s.Moves = c.Moves()
 	s.Disks, s.Scrub = c.disks.all(), c.scrub.Status()
 	select {
 	case <-c.ready:

@@ -302,7 +302,7 @@ func (s *Stage) note(err error) {
 		text = err.Error()
 	}
 	if text != "" && s.mu.progress.Error == "" {
-		s.log.Info("copying a partition was interrupted", "err", err)
+		s.log.Debug("copying a partition was interrupted", "err", err)
 	}
 	s.mu.progress.Error = text
 }
