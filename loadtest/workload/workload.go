@@ -18,7 +18,7 @@
 // A client must notice a node that is silent in a time that is short beside the unavailability that is measured, or it is the client that is
 // measured. All clients dial with DialTimeout, give a request RequestTimeout beyond what it asks the broker to wait (produce, join), retry
 // after RetryBackoff without limit, and look for new leaders at most every MetadataMinAge. Idle connections are not reused across a
-// failure. Producers are idempotent with acks=all, never give a record up, and keep up to five batches in flight.
+// failure, and a node that let a request time out is left alone for reconnectBackoff. Producers are idempotent with acks=all, never give a record up, and keep up to five batches in flight.
 package workload
 
 import (
@@ -118,7 +118,7 @@ func orDefault[T comparable](v *T, d T) {
 // client makes a Kafka client with the settings that all share.
 func (c *Config) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	common := []kgo.Opt{
-		kgo.SeedBrokers(c.Brokers...), kgo.ClientID(c.Prefix), kgo.Dialer(c.Dial), kgo.RequestTimeoutOverhead(RequestTimeout),
+		kgo.SeedBrokers(c.Brokers...), kgo.ClientID(c.Prefix), kgo.Dialer(newDialer(c.Dial).open), kgo.RequestTimeoutOverhead(RequestTimeout),
 		kgo.RetryBackoffFn(func(int) time.Duration { return RetryBackoff }), kgo.RequestRetries(1 << 20), kgo.RetryTimeout(30 * time.Second),
 		kgo.MetadataMinAge(MetadataMinAge), kgo.MetadataMaxAge(metadataMaxAge), kgo.UnknownTopicRetries(-1),
 	}
