@@ -3,10 +3,10 @@ package workload
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -14,9 +14,6 @@ import (
 // request that waits for that node, each with a time limit of its own, one after the other, before it asks the new leader. (The Java client has
 // reconnect.backoff.ms for that.)
 const reconnectBackoff = 500 * time.Millisecond
-
-// errSilent is returned for a node that has just been silent.
-var errSilent = errors.New("the node did not answer a moment ago")
 
 // dialer opens one client's connections.
 type dialer struct {
@@ -34,7 +31,8 @@ func (d *dialer) open(ctx context.Context, network, address string) (net.Conn, e
 	left := time.Until(d.till[address])
 	d.mu.Unlock()
 	if left > 0 {
-		return nil, fmt.Errorf("connect to %s: %w", address, errSilent)
+		// What a node says that is not there: clients ask another one then.
+		return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	}
 	conn, err := d.dial(ctx, network, address)
 	if err != nil {

@@ -2,13 +2,15 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"sluice/loadtest/history"
 )
@@ -193,25 +195,38 @@ func (g *group) watchCommits(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		asks := map[int32]history.CommitFetch{}
-		for p := range g.s.topic.Partitions() {
-			asks[p] = g.history.BeginFetch("watcher", p)
-		}
-		offsets, err := kadm.NewClient(client).FetchOffsets(ctx, g.id())
-		client.Close()
-		if err != nil {
+		if err := g.askCommits(ctx, client); err != nil {
 			g.s.stats.Errors.Add(1)
-			continue
 		}
-		g.s.stats.Asked.Add(1)
-		for p, ask := range asks {
-			o, ok := offsets.Lookup(g.s.topic.Name(), p)
-			switch {
-			case !ok:
-				ask.End(history.NoCommit)
-			case o.Err == nil:
-				ask.End(o.At)
-			}
+		client.Close()
+	}
+	return nil
+}
+
+// askCommits asks for every partition by name, so that the answer says of each that nothing is committed, and does not leave it out.
+func (g *group) askCommits(ctx context.Context, client *kgo.Client) error {
+	req, of, topic := kmsg.NewPtrOffsetFetchRequest(), kmsg.NewOffsetFetchRequestGroup(), kmsg.NewOffsetFetchRequestGroupTopic()
+	of.Group, topic.Topic = g.id(), g.s.topic.Name()
+	asks := map[int32]history.CommitFetch{}
+	for p := range g.s.topic.Partitions() {
+		asks[p] = g.history.BeginFetch("watcher", p)
+		topic.Partitions = append(topic.Partitions, p)
+	}
+	of.Topics = append(of.Topics, topic)
+	req.Groups = append(req.Groups, of)
+	resp, err := req.RequestWith(ctx, client)
+	switch {
+	case err != nil:
+		return err
+	case len(resp.Groups) != 1 || len(resp.Groups[0].Topics) != 1:
+		return errors.New("an answer for one topic of one group was expected")
+	case resp.Groups[0].ErrorCode != 0:
+		return kerr.ErrorForCode(resp.Groups[0].ErrorCode)
+	}
+	g.s.stats.Asked.Add(1)
+	for _, p := range resp.Groups[0].Topics[0].Partitions {
+		if ask, asked := asks[p.Partition]; asked && p.ErrorCode == 0 {
+			ask.End(p.Offset)
 		}
 	}
 	return nil
