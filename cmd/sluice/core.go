@@ -16,6 +16,7 @@ import (
 	"sluice/cmd/internal/proc"
 	"sluice/cmd/internal/tlsfile"
 	"sluice/core/broker"
+	"sluice/core/commitlog"
 	"sluice/core/controller"
 	"sluice/core/kafka"
 	"sluice/core/meta"
@@ -90,6 +91,7 @@ type coreNode struct {
 	controller *controller.Controller
 	broker     *broker.Broker
 	door       *rest.Server
+	segments   int // that may be open
 }
 
 // runCore builds a node, serves until ctx ends, and stops in order.
@@ -105,7 +107,7 @@ func runCore(ctx context.Context, config conf.Core, logger *slog.Logger, serving
 	if config.Limits.Connections == 0 {
 		config.Limits.Connections = connectionsFor(files)
 	}
-	n := &coreNode{config: config, logger: logger}
+	n := &coreNode{config: config, logger: logger, segments: segmentsFor(files)}
 	if err := n.open(); err != nil {
 		n.close()
 		return coreHint(err)
@@ -121,6 +123,14 @@ func runCore(ctx context.Context, config conf.Core, logger *slog.Logger, serving
 
 // connectionsFor is how many clients may be connected to a process that may open so many files: the rest is for segments, logs and other nodes.
 func connectionsFor(files uint64) int { return int(min(files, math.MaxInt32) * 3 / 5) }
+
+// segmentsFor is how many segments may be open in a process that may open so many files. More than segmentsMax are not written to at one
+// time.
+func segmentsFor(files uint64) int {
+	return int(min(max(min(files, math.MaxInt32)*3/10, segmentsMin), segmentsMax))
+}
+
+const segmentsMin, segmentsMax = 64, 8192
 
 // limits prepares the process: a node holds many files and leaves memory to the page cache. It returns how many files may be open.
 func limits(logger *slog.Logger) uint64 {
@@ -168,6 +178,7 @@ func (n *coreNode) open() error {
 		Defaults: controller.Defaults{
 			NumPartitions: c.Topics.Partitions, ReplicationFactor: c.Topics.ReplicationFactor, OffsetsPartitions: c.Topics.OffsetsPartitions,
 		},
+		Files:        commitlog.NewFiles(n.segments),
 		ReserveBytes: c.ReserveBytes, ScrubBytesPerSecond: c.Scrub.BytesPerSecond, ScrubInterval: c.Scrub.Interval,
 		Version: versionText(), Logger: n.logger.With("component", "controller"),
 	})

@@ -22,6 +22,7 @@ const (
 type Files struct {
 	limit   int
 	buffers sync.Pool // *[]byte, for appends and copies
+	whole   *whole    // nil: files are synced before they are closed
 	mu      struct {
 		sync.Mutex
 		open int
@@ -70,6 +71,7 @@ type handle struct {
 	file  vfs.File
 	err   error // of a sync before closing: the file must not be written to again
 	dirty bool  // written since the last sync
+	blind bool  // closed since then: a sync of the file itself need not tell that writing it failed
 
 	// Guarded by files.mu.
 	pins       int
@@ -158,14 +160,24 @@ func (h *handle) sync() error {
 		return err
 	}
 	defer h.release()
-	h.mu.Lock()
-	err = h.err
-	h.dirty = false // what is written from here on sets it again
-	h.mu.Unlock()
+	blind, err := h.syncing()
 	if err != nil {
 		return err
 	}
+	if blind {
+		return h.files.whole.sync()
+	}
 	return file.Sync()
+}
+
+// syncing is called before the file is made durable: what is written from here on makes it dirty again. blind tells
+// whether that has to be done with the whole file system.
+func (h *handle) syncing() (blind bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	blind = h.blind
+	h.dirty, h.blind = false, false
+	return blind, h.err
 }
 
 // release undoes one pin.
@@ -207,7 +219,7 @@ func (f *Files) trim() {
 
 // closeIdle closes the file unless somebody has pinned it. A file that has
 // unsynced writes is synced first: after close the kernel would have nobody
-// to tell that they failed.
+// to tell that they failed. Where the whole file system tells that, it is not.
 func (h *handle) closeIdle(sync bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -217,7 +229,10 @@ func (h *handle) closeIdle(sync bool) {
 	if inUse {
 		return
 	}
-	if sync && h.dirty {
+	switch {
+	case sync && h.dirty && h.files.whole != nil:
+		h.blind = true
+	case sync && h.dirty:
 		h.err = h.file.Sync()
 		h.dirty = false
 	}

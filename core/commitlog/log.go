@@ -493,19 +493,29 @@ func (l *Log) Sync() (end int64, err error) {
 	if err := l.syncNames(names); err != nil {
 		return 0, l.fail(err)
 	}
-	for _, d := range l.dirty {
+	l.markSynced(l.dirty)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.settleLocked(l.dirty, end)
+	clear(l.dirty)
+	return end, nil
+}
+
+// settleLocked notes what has been made durable.
+func (l *Log) settleLocked(dirty []dirtySegment, end int64) {
+	for _, d := range dirty {
+		d.s.synced, d.s.recheck = max(d.s.synced, d.t.bytes), false
+	}
+	l.mu.synced = max(l.mu.synced, end)
+}
+
+// markSynced writes how far segments are durable into their indexes.
+func (l *Log) markSynced(dirty []dirtySegment) {
+	for _, d := range dirty {
 		if ahead := d.t.bytes - d.s.index.markPos; ahead >= markBytes || d.closed && ahead > 0 {
 			l.writeMark(d.s.index, d.t, d.closed) // does nothing for an index that is not in use
 		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i, d := range l.dirty {
-		d.s.synced, d.s.recheck = max(d.s.synced, d.t.bytes), false
-		l.dirty[i] = dirtySegment{}
-	}
-	l.mu.synced = max(l.mu.synced, end)
-	return end, nil
 }
 
 // captureDirty fills l.dirty, oldest first.

@@ -73,7 +73,7 @@ type Options struct {
 	// ScrubBytesPerSecond and ScrubInterval are those of partition.ScrubOptions.
 	ScrubBytesPerSecond int64
 	ScrubInterval       time.Duration
-	// Files bounds the open segment files of the node; nil means commitlog's own bound.
+	// Files bounds the open segment files of the node; nil means commitlog's own bound. It is the controller's alone.
 	Files *commitlog.Files
 	// Now is the wall clock, by which retention judges the age of records; nil means time.Now.
 	Now func() time.Time
@@ -99,6 +99,7 @@ type Controller struct {
 	stages  *stages
 	metrics *controllerMetrics
 
+	whole    vfs.Whole // nil where the file system has none
 	metadata atomic.Pointer[shard.Group]
 	replicas atomic.Pointer[map[meta.ShardID]*replica] // replaced, never changed
 	beat     *notifier                                 // every beatInterval
@@ -130,7 +131,7 @@ func Open(o Options) (*Controller, error) {
 		balanceWake: make(chan struct{}, 1), removed: make(chan struct{}),
 	}
 	if err := c.open(); err != nil {
-		_ = id.close()
+		_ = c.closeFiles()
 		return nil, fmt.Errorf("open controller: %w", err)
 	}
 	return c, nil
@@ -150,6 +151,9 @@ func (o Options) withDefaults() Options {
 	if o.JoinStable == 0 {
 		o.JoinStable = joinStable
 	}
+	if o.Files == nil {
+		o.Files = commitlog.NewFiles(commitlog.DefaultFiles)
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -158,6 +162,9 @@ func (o Options) withDefaults() Options {
 
 func (c *Controller) open() error {
 	var err error
+	if err = c.openWhole(); err != nil {
+		return err
+	}
 	if c.dirs, err = partition.NewDirs(c.o.FS, c.o.DataDir); err != nil {
 		return err
 	}
@@ -229,7 +236,28 @@ func (c *Controller) close() error {
 	for _, r := range c.replicaMap() {
 		errs = append(errs, r.set.Close())
 	}
-	return errors.Join(append(errs, c.id.close())...)
+	return errors.Join(append(errs, c.closeFiles())...)
+}
+
+// openWhole lets segments be synced together where the file system can do that.
+func (c *Controller) openWhole() error {
+	w, err := vfs.OpenWhole(c.o.FS, c.o.DataDir)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open file system: %w", err)
+	}
+	c.whole = w
+	c.o.Files.UseWhole(w)
+	return nil
+}
+
+func (c *Controller) closeFiles() error {
+	if c.whole == nil {
+		return c.id.close()
+	}
+	return errors.Join(c.whole.Close(), c.id.close())
 }
 
 // serve runs everything that ends before the groups do.

@@ -1,17 +1,25 @@
 package partition
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
+
+	"sluice/core/commitlog"
 )
 
 // syncWorkers partitions are synced at once by Persist, so that the file system
 // can commit several with one flush of the disk. More would only queue there,
 // in front of the Raft log.
 const syncWorkers = 4
+
+// syncTogetherFrom changed partitions on a checkpoint syncs the file system and
+// not each of them: measured on ext4, 1,000 files take 10 to 20 ms so, 120 to
+// 150 ms each for itself. Below, other programs' files may be what takes long.
+const syncTogetherFrom = 32
 
 // Checkpoint is a captured state, as package shard wants it. It is an alias of
 // an unnamed interface so that neither package needs the other.
@@ -109,17 +117,51 @@ func (part *capturedPartition) encode() []byte {
 }
 
 func (c *checkpoint) sync() error {
-	var g errgroup.Group
-	g.SetLimit(syncWorkers)
+	var changed []*Partition
 	for i := range c.parts {
 		if part := &c.parts[i]; part.section != nil && len(part.section.Log.Segments) > 0 {
-			g.Go(func() error { return c.set.syncPartition(part.p) })
+			changed = append(changed, part.p)
 		}
 	}
-	if err := g.Wait(); err != nil {
+	do := c.set.syncEach
+	if len(changed) >= c.set.o.together && c.set.o.Files.SyncsTogether() {
+		do = c.set.syncTogether
+	}
+	if err := do(changed); err != nil {
 		return err
 	}
 	return c.set.o.Dirs.Sync()
+}
+
+func (s *Set) syncEach(changed []*Partition) error {
+	var g errgroup.Group
+	g.SetLimit(syncWorkers)
+	for _, p := range changed {
+		g.Go(func() error { return s.syncPartition(p) })
+	}
+	return g.Wait()
+}
+
+// syncTogether is syncEach with one sync of the file system, which makes the
+// names and the metadata files durable too.
+func (s *Set) syncTogether(changed []*Partition) error {
+	logs, of := make([]*commitlog.Log, len(changed)), make(map[*commitlog.Log]*Partition, len(changed))
+	for i, p := range changed {
+		logs[i], of[p.log] = p.log, p
+	}
+	var errs []error
+	err := s.o.Files.SyncTogether(logs, func(l *commitlog.Log, err error) {
+		if p := of[l]; !p.Removed() {
+			errs = append(errs, fmt.Errorf("sync %s-%d for a checkpoint: %w", p.name, p.key.Index, err))
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("sync %d partitions for a checkpoint: %w", len(changed), err)
+	}
+	for _, p := range changed {
+		p.named.Store(true)
+	}
+	return errors.Join(errs...)
 }
 
 // syncPartition makes a partition's segments and its name durable. One that was

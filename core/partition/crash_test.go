@@ -21,10 +21,16 @@ type crashed struct {
 // TestPowerCutAtEveryChange cuts the power before every call that changes the
 // disk, with what was not synced lost, or kept in part, and starts again.
 func TestPowerCutAtEveryChange(t *testing.T) {
+	t.Run("each", func(t *testing.T) { powerCutAtEveryChange(t, nil) })
+	t.Run("together", func(t *testing.T) { powerCutAtEveryChange(t, together) })
+}
+
+func powerCutAtEveryChange(t *testing.T, options func(*Options)) {
 	s := newScenario()
 	mem := vfs.NewMem()
 	fault := vfs.NewFault(mem)
-	r := newReplica(t, fault, "/data")
+	r := &replica{tb: t, fs: fault, root: "/data", options: options}
+	r.open()
 	crashes := watch(fault, mem, r)
 	var answers []string
 	if err := s.play(t, r, &answers); err != nil {
@@ -39,7 +45,7 @@ func TestPowerCutAtEveryChange(t *testing.T) {
 		t.Fatalf("only %d crashes", len(*crashes))
 	}
 	for _, c := range *crashes {
-		recover := &replica{tb: t, fs: c.fs, root: "/data", manifest: c.manifest, manifestAt: c.manifestAt}
+		recover := &replica{tb: t, fs: c.fs, root: "/data", manifest: c.manifest, manifestAt: c.manifestAt, options: options}
 		recover.open()
 		if !recover.set.Complete() {
 			t.Fatalf("%s: incomplete: %+v", c.what, recover.set.Status())
@@ -83,6 +89,11 @@ var errInjected = errors.New("injected failure")
 // unharmed or stops; what it answered before stays true, and a start from what
 // is on the disk comes to the same end.
 func TestEveryCallFails(t *testing.T) {
+	t.Run("each", func(t *testing.T) { everyCallFails(t, nil) })
+	t.Run("together", func(t *testing.T) { everyCallFails(t, together) })
+}
+
+func everyCallFails(t *testing.T, options func(*Options)) {
 	s := newScenario()
 	var answers []string
 	clean := newReplica(t, vfs.NewMem(), "/data")
@@ -95,7 +106,7 @@ func TestEveryCallFails(t *testing.T) {
 	}
 	stops := 0
 	for n := 1; ; n++ {
-		fired, stopped := failAt(t, s, n, answers, want)
+		fired, stopped := failAt(t, s, n, answers, want, options)
 		if stopped {
 			stops++
 		}
@@ -110,7 +121,7 @@ func TestEveryCallFails(t *testing.T) {
 }
 
 // failAt plays the scenario with the n-th call failing.
-func failAt(t *testing.T, s *scenario, n int, answers []string, want outcome) (fired, stopped bool) {
+func failAt(t *testing.T, s *scenario, n int, answers []string, want outcome, options func(*Options)) (fired, stopped bool) {
 	mem := vfs.NewMem()
 	fault := vfs.NewFault(mem)
 	var mu sync.Mutex
@@ -124,7 +135,7 @@ func failAt(t *testing.T, s *scenario, n int, answers []string, want outcome) (f
 		what = fmt.Sprintf("call %d, %s of %s, failed", n, op, path)
 		return errInjected
 	})
-	r := &replica{tb: t, fs: fault, root: "/data"}
+	r := &replica{tb: t, fs: fault, root: "/data", options: options}
 	err := r.tryOpen()
 	if err == nil {
 		err = s.play(t, r, &answers)

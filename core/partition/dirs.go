@@ -155,7 +155,8 @@ func (d *Dirs) claim(c claim, name string, fresh bool) (path string, marked bool
 	if err := d.settleLocked(dir); err != nil {
 		return "", false, err
 	}
-	if err := d.fs.MkdirAll(path); err != nil {
+	// Its name is durable with the next Sync: until then the entry that creates the partition is not behind any checkpoint.
+	if err := vfs.Mkdir(d.fs, path); err != nil {
 		return "", false, fmt.Errorf("make partition directory: %w", err)
 	}
 	if err := d.writeMetadata(path, c); err != nil {

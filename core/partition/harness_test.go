@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 
+	"sluice/core/commitlog"
 	"sluice/core/meta"
 	"sluice/core/record"
 	"sluice/core/vfs"
@@ -38,6 +39,17 @@ type replica struct {
 	manifestAt int
 	installed  bool // the manifest is another replica's, or names what was missing
 	options    func(*Options)
+}
+
+// together has a replica close its files unsynced, two of which may be open, and
+// sync the whole file system for a checkpoint.
+func together(o *Options) {
+	whole, err := vfs.OpenWhole(o.FS, "/data")
+	if err != nil {
+		panic(err)
+	}
+	o.Files, o.together = commitlog.NewFiles(2), 1
+	o.Files.UseWhole(whole)
 }
 
 func newReplica(t tb, fs vfs.FS, root string) *replica {

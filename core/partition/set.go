@@ -26,10 +26,13 @@ type Options struct {
 	FS    vfs.FS
 	Dirs  *Dirs // shared by all sets of the node, on the same FS
 	Shard meta.ShardID
-	// Files bounds the open files of all logs of the process. It should have room
-	// for the segments that are being written, since one that has to be closed is
-	// synced first, and apply waits for it. Nil means defaultFiles for this set.
+	// Files bounds the open files of all logs of the process. Where it has no
+	// Whole it should have room for the segments that are being written, since one
+	// that has to be closed is synced first, and apply waits for it. Nil means
+	// defaultFiles for this set.
 	Files *commitlog.Files
+	// together is syncTogetherFrom, but in tests.
+	together int
 	// Logger gets what a person should know; nil discards it.
 	Logger *slog.Logger
 	// Peers returns the other replicas of the shard, to fetch missing segments
@@ -91,6 +94,9 @@ func Open(o Options) (*Set, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.together == 0 {
+		o.together = syncTogetherFrom
 	}
 	if o.Files == nil {
 		o.Files = commitlog.NewFiles(defaultFiles)

@@ -53,6 +53,9 @@ func newWalk(t *rapid.T) *walk {
 	for i := range 2 {
 		r := &replica{tb: t, fs: vfs.NewMem(), root: "/data"}
 		r.options = func(o *Options) {
+			if i == 1 {
+				together(o)
+			}
 			o.FetchBytesPerSecond, o.ServeBytesPerSecond = 1<<40, 1<<40
 			o.Peers = func() []Peer { return []Peer{(&server{replica: w.replicas[1-i]}).peer()} }
 		}
