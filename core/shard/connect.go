@@ -17,7 +17,7 @@ func (n *Node) serve(raw net.Conn) {
 	defer n.untrack(raw)
 	c := n.serverConn(raw)
 	p, g, fn, err := n.welcome(c)
-	<-n.unknown
+	n.strangers.leave(raw)
 	if err != nil {
 		n.log.Debug("connection refused", "remote", raw.RemoteAddr().String(), "err", err)
 		c.Close()

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"sluice/core/meta"
 )
@@ -19,13 +20,13 @@ const shardsDir = "shards"
 
 // Node holds the groups of one process and the listener they share.
 type Node struct {
-	o        Options
-	log      *slog.Logger
-	listener net.Listener
-	ctx      context.Context // ends when the node stops; for what outlives a call
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup // of connections
-	unknown  chan struct{}  // a place for each connection without a preface
+	o         Options
+	log       *slog.Logger
+	listener  net.Listener
+	ctx       context.Context // ends when the node stops; for what outlives a call
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup // of connections
+	strangers strangers
 
 	mu struct {
 		sync.Mutex
@@ -54,7 +55,7 @@ func NewNode(o Options) (*Node, error) {
 	if err := o.FS.MkdirAll(path.Join(o.Dir, shardsDir)); err != nil {
 		return nil, fmt.Errorf("make shard directory: %w", err)
 	}
-	n := &Node{o: o, log: o.Logger, unknown: make(chan struct{}, maxPrefaceConns)}
+	n := &Node{o: o, log: o.Logger}
 	if err := n.sweep(); err != nil {
 		return nil, err
 	}
@@ -225,24 +226,27 @@ func (n *Node) Handle(kind string, fn Handler) {
 
 // accept takes connections until the listener is closed.
 func (n *Node) accept() error {
+	var warned time.Time
 	for {
 		c, err := n.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
+		if err != nil && passes(err) {
+			if time.Since(warned) > acceptWarnInterval {
+				warned = time.Now()
+				n.log.Warn("cannot accept connections of other nodes", "err", err)
+			}
+			pause(n.ctx, acceptRetryDelay)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("accept from nodes: %w", err)
 		}
-		select {
-		case n.unknown <- struct{}{}:
-		default:
-			c.Close() // too many that have not said who they are
-			continue
-		}
 		if !n.track(c) {
-			<-n.unknown
 			continue
 		}
+		n.strangers.admit(c)
 		go func() {
 			defer n.wg.Done()
 			n.serve(c)
