@@ -24,6 +24,9 @@ const (
 	fetchBytesMax = 55 << 20
 	// fetchWaitMax bounds how long one fetch may hold a connection.
 	fetchWaitMax = 5 * time.Minute
+	// fetchManyPartitions is the number from which a fetch waits for fetchManyWaitMax at most: what it holds meanwhile is not little.
+	fetchManyPartitions = 2000
+	fetchManyWaitMax    = time.Second
 	// verifyTimeout bounds the round to the other replicas that proves leadership.
 	verifyTimeout = 2 * time.Second
 
@@ -143,6 +146,9 @@ func (f *fetch) addReads(list []*fetchPartition) {
 // collect reads until there is enough to answer or the time is over.
 func (f *fetch) collect(ctx context.Context) {
 	wait := min(time.Duration(f.req.MaxWaitMillis)*time.Millisecond, fetchWaitMax)
+	if len(f.reads) > fetchManyPartitions {
+		wait = min(wait, fetchManyWaitMax)
+	}
 	f.readAll(ctx)
 	if f.enough() || wait <= 0 || len(f.reads) == 0 {
 		return

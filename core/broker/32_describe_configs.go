@@ -18,6 +18,10 @@ func init() { register(32, 0, 4, (*Broker).handleDescribeConfigs) }
 
 func (b *Broker) handleDescribeConfigs(_ context.Context, r *kafka.Request) kafka.Reply {
 	req := r.Body.(*kmsg.DescribeConfigsRequest)
+	return func(context.Context) kafka.Response { return b.describeAllConfigs(req) }
+}
+
+func (b *Broker) describeAllConfigs(req *kmsg.DescribeConfigsRequest) *kmsg.DescribeConfigsResponse {
 	resp := req.ResponseKind().(*kmsg.DescribeConfigsResponse)
 	view := b.configView()
 	for _, resource := range req.Resources {
@@ -32,7 +36,7 @@ func (b *Broker) handleDescribeConfigs(_ context.Context, r *kafka.Request) kafk
 		}
 		resp.Resources = append(resp.Resources, answer)
 	}
-	return reply(resp)
+	return resp
 }
 
 func (b *Broker) describeConfigs(view configView, kind kmsg.ConfigResourceType, name string) ([]entry, *refusal) {

@@ -20,6 +20,10 @@ var listableResources = []int8{
 
 func (b *Broker) handleListConfigResources(_ context.Context, r *kafka.Request) kafka.Reply {
 	req := r.Body.(*kmsg.ListConfigResourcesRequest)
+	return func(context.Context) kafka.Response { return b.listConfigResources(req) }
+}
+
+func (b *Broker) listConfigResources(req *kmsg.ListConfigResourcesRequest) *kmsg.ListConfigResourcesResponse {
 	resp := req.ResponseKind().(*kmsg.ListConfigResourcesResponse)
 	types := req.ResourceTypes
 	switch {
@@ -42,7 +46,7 @@ func (b *Broker) handleListConfigResources(_ context.Context, r *kafka.Request) 
 			resp.ConfigResources = append(resp.ConfigResources, resource)
 		}
 	}
-	return reply(resp)
+	return resp
 }
 
 func (b *Broker) configResources(kind int8) []string {

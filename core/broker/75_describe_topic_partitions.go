@@ -20,6 +20,10 @@ const describedPartitionsMax = 2000
 
 func (b *Broker) handleDescribeTopicPartitions(_ context.Context, r *kafka.Request) kafka.Reply {
 	req := r.Body.(*kmsg.DescribeTopicPartitionsRequest)
+	return func(context.Context) kafka.Response { return b.describeTopicPartitions(req) }
+}
+
+func (b *Broker) describeTopicPartitions(req *kmsg.DescribeTopicPartitionsRequest) *kmsg.DescribeTopicPartitionsResponse {
 	resp := req.ResponseKind().(*kmsg.DescribeTopicPartitionsResponse)
 	image := b.ctl.Image()
 	names, from := describedTopics(image, req), int32(0)
@@ -44,7 +48,7 @@ func (b *Broker) handleDescribeTopicPartitions(_ context.Context, r *kafka.Reque
 			break
 		}
 	}
-	return reply(resp)
+	return resp
 }
 
 // describedTopics lists the names in their order from the cursor's on: all when the request names none.

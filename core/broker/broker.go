@@ -183,7 +183,8 @@ func (b *Broker) Serve(ctx context.Context, r *kafka.Request) kafka.Reply {
 	return a.handle(b, ctx, r)
 }
 
-// reply is a Reply that is ready.
+// reply is a Reply that is ready. It is for small responses: a large one is made by its Reply, when the connection's earlier answers are written, so
+// that a client which asks and does not read holds one at a time.
 func reply(resp kmsg.Response) kafka.Reply {
 	return func(context.Context) kafka.Response { return resp }
 }

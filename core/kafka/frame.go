@@ -26,9 +26,11 @@ const (
 	frameBytesMaxUnauthenticated = 64 << 10
 	// frameBytesMax is Kafka's default of socket.request.max.bytes. Smaller caps stall clients that batch per broker (trap 27).
 	frameBytesMax = 100 << 20
-	// controlFrameBytesMax bounds requests that carry no records. They are decoded into objects of up to about a hundred times their size when made to,
-	// so they get less; the largest honest ones (assignments and commits of big groups) are a few MiB.
-	controlFrameBytesMax = 16 << 20
+	// groupFrameBytesMax bounds requests that carry opaque bytes of clients, the metadata and assignments of groups: the largest honest ones are a few MiB.
+	groupFrameBytesMax = 16 << 20
+	// controlFrameBytesMax bounds all others. They are lists, decoded into objects of up to about a hundred times their size when made to: 100,000
+	// topics or partitions fit, with long names.
+	controlFrameBytesMax = 8 << 20
 	// produceTopicsMax and producePartitionsMax bound a Produce request before arrays are made for it.
 	produceTopicsMax     = 100_000
 	producePartitionsMax = 200_000
@@ -74,10 +76,26 @@ func checkLength(length int32, authenticated bool) error {
 
 // checkKey says whether a frame of that key may have that length.
 func checkKey(key int16, length int32) error {
-	if key != keyProduce && length > controlFrameBytesMax {
-		return fmt.Errorf("%w: %d bytes for key %d, allowed are %d", ErrFrameSize, length, key, controlFrameBytesMax)
+	limit := int32(controlFrameBytesMax)
+	switch key {
+	case keyProduce:
+		return nil
+	case keyOffsetCommit, keyJoinGroup, keySyncGroup:
+		limit = groupFrameBytesMax
+	}
+	if length > limit {
+		return fmt.Errorf("%w: %d bytes for key %d, allowed are %d", ErrFrameSize, length, key, limit)
 	}
 	return nil
+}
+
+// weight is how many bytes of memory a request of that key and size counts for while it is served: lists become objects.
+func weight(key int16, size int) int64 {
+	switch key {
+	case keyJoinGroup, keySyncGroup:
+		return 2 * int64(size)
+	}
+	return controlWeight * int64(size)
 }
 
 // decode decodes what follows the fixed header. The request's version is one of the table.

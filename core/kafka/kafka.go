@@ -14,8 +14,11 @@ import (
 
 // Keys of the protocol that this package itself has to know.
 const (
-	keyProduce     = 0
-	keyApiVersions = 18
+	keyProduce      = 0
+	keyOffsetCommit = 8
+	keyJoinGroup    = 11
+	keySyncGroup    = 14
+	keyApiVersions  = 18
 )
 
 // A Request is one decoded request.

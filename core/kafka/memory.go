@@ -26,8 +26,9 @@ const (
 	mediumFrameBytes    = 1 << 20
 	// memoryBytesDefault is shared by the lanes: an eighth for small frames, a quarter each for large ones and for requests, the rest for medium ones.
 	memoryBytesDefault = 512 << 20
-	// controlWeight is how many bytes of memory a byte of a request without records counts for, as its objects are larger than it.
-	controlWeight = 4
+	// controlWeight is how many bytes of memory a byte of a request without records counts for: a partition of a Fetch takes 33 bytes on the wire
+	// and a kilobyte while it is answered.
+	controlWeight = 32
 	// memoryWaitMax is how long a frame waits for memory that other frames hold before its connection is given up.
 	memoryWaitMax = 30 * time.Second
 	// While others wait for its lane, a frame must come at contendedBytesPerSecond after the first contendedGrace, or its connection is closed. Who really sends
@@ -71,10 +72,13 @@ func (l *lane) take(ctx context.Context, n int64) error {
 type lanes struct{ small, medium, large, control *lane }
 
 func newLanes(bytes int64) lanes {
-	// The largest frame has to fit into its lane, and the largest request without records into the one of requests.
-	large, control := max(bytes/4, frameBytesMax), max(bytes/4, controlFrameBytesMax*controlWeight)
-	return lanes{small: newLane(bytes / 8), medium: newLane(bytes - bytes/8 - 2*(bytes/4)), large: newLane(large), control: newLane(control)}
+	// The largest frame has to fit into its lane.
+	large := max(bytes/4, frameBytesMax)
+	return lanes{small: newLane(bytes / 8), medium: newLane(bytes - bytes/8 - 2*(bytes/4)), large: newLane(large), control: newLane(bytes / 4)}
 }
+
+// share is what of a weight is counted: the heaviest requests take half of the lane, so that one of them does not stop all others.
+func (l *lane) share(weight int64) int64 { return min(weight, l.bytes/2) }
 
 // of is the lane of a whole frame of more than smallFrameBytes.
 func (l lanes) of(size int) *lane {

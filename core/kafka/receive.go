@@ -93,7 +93,7 @@ func (c *Conn) readRest(ctx context.Context, a *arrival, f *frame, size int) err
 	if f.key == keyProduce {
 		return nil
 	}
-	return f.held.exchange(ctx, l.control, controlWeight*int64(size))
+	return f.held.exchange(ctx, l.control, l.control.share(weight(f.key, size)))
 }
 
 // frameBuffer returns a buffer of that size, and its pooled form when it has to be given back.
