@@ -46,7 +46,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 10s)
 	  sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$f" | while read -r t; do \
 	    echo "$$t in $$(dirname "$$f")"; go test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$f")" </dev/null; done; done
 
-e2e: build ## real processes, killed and restarted, and the page in a real browser (RECORDINGS=directory adds recordings)
+e2e: build bin/sluice-chaos ## real processes, killed and restarted, and the page in a real browser (RECORDINGS=directory adds recordings)
 	go test -tags e2e -count=1 -timeout 20m ./cmd/internal/e2e/
 
 check: ## format, vet, import rules

@@ -1,0 +1,130 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sluice/loadtest"
+)
+
+// startPowered is startCluster with processes that keep in memory what they have not synced: kill -9 of one is a power cut.
+// volatile is 1, or seed:N for a disk that some of it reaches all the same.
+func startPowered(t *testing.T, volatile string) *cluster {
+	t.Helper()
+	chaos := filepath.Join(root(t), "bin", "sluice-chaos")
+	if _, err := os.Stat(chaos); err != nil {
+		t.Fatalf("%v: run `make bin/sluice-chaos` first", err)
+	}
+	bin := t.TempDir()
+	if err := os.Symlink(chaos, filepath.Join(bin, "sluice")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SLUICE_BIN", bin)
+	t.Setenv("SLUICE_CHAOS_VOLATILE", volatile)
+	return startCluster(t, t.TempDir())
+}
+
+// outages cuts the power of some of the processes, or all, again and again, until ctx ends; sometimes of some that are just starting. All run when it returns.
+func (c *cluster) outages(ctx context.Context, r *rand.Rand, names []string) (cuts int) {
+	pause := func(max time.Duration) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(r.Int64N(int64(max)))):
+		}
+	}
+	for pause(2 * time.Second); ctx.Err() == nil; {
+		hit := append([]string{}, names...)
+		r.Shuffle(len(hit), func(i, j int) { hit[i], hit[j] = hit[j], hit[i] })
+		if r.IntN(3) > 0 {
+			hit = hit[:1+r.IntN(len(hit))]
+		}
+		for again := true; again; again = r.IntN(3) == 0 {
+			for _, name := range hit {
+				c.cut(name)
+				cuts++
+			}
+			pause(time.Second)
+			for _, name := range hit {
+				c.restart(name)
+			}
+			pause(500 * time.Millisecond)
+		}
+		for _, name := range hit {
+			c.ready(name)
+		}
+		pause(3 * time.Second)
+	}
+	return cuts
+}
+
+// cut kills a process and does not wait: the others are to go at the same moment.
+func (c *cluster) cut(name string) {
+	if err := syscall.Kill(c.pid(name), syscall.SIGKILL); err != nil {
+		c.t.Fatalf("kill %s: %v", name, err)
+	}
+	wait(c.t, name+" is gone", func() error {
+		if running(c.pid(name)) {
+			return fmt.Errorf("process %d still runs", c.pid(name))
+		}
+		return nil
+	})
+}
+
+func (c *cluster) powerCuts(v loadtest.Verify, names ...string) loadtest.VerifyResult {
+	c.t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	c.t.Logf("seed %d", seed)
+	ctx, cancel := context.WithTimeout(context.Background(), v.Duration)
+	defer cancel()
+	var r loadtest.VerifyResult
+	ran := make(chan error, 1)
+	go func() {
+		var err error
+		r, err = v.Run(context.Background())
+		ran <- err
+	}()
+	cuts := c.outages(ctx, rand.New(rand.NewPCG(seed, 0)), names)
+	if err := <-ran; err != nil {
+		c.t.Fatal(err)
+	}
+	if !r.Verdict.OK() {
+		c.t.Errorf("after %d power cuts: %v", cuts, r.Verdict.Violations)
+	}
+	if cuts < 6 || r.Verdict.Acked < int64(v.Rate*v.Duration.Seconds()/5) {
+		c.t.Errorf("%d power cuts, %d records acknowledged: the test has not tested much", cuts, r.Verdict.Acked)
+	}
+	c.t.Logf("%d power cuts, %d acknowledged, %d found, %d resent by devices", cuts, r.Verdict.Acked, r.Verdict.Found, r.Verdict.Resent)
+	return r
+}
+
+// What a majority has synced is there when the power of any nodes goes, or of all, at any moment.
+func TestPowerCutsOfCoreNodes(t *testing.T) {
+	for _, volatile := range []string{"1", "seed:7"} {
+		t.Run(strings.ReplaceAll(volatile, ":", ""), func(t *testing.T) {
+			c := startPowered(t, volatile)
+			r := c.powerCuts(loadtest.Verify{
+				Kafka: loadtest.Kafka{Brokers: brokers, Partitions: 6, ReplicationFactor: 3}, Writers: 3, Rate: 500, Duration: faultTime, Size: 200, Late: patience,
+			}, "core-1", "core-2", "core-3")
+			c.stop(syscall.SIGTERM)
+			sameSegments(t, c.data, r.Topic, 6)
+		})
+	}
+}
+
+// A PUBACK is worth what it says when the power goes everywhere, gateway included.
+func TestPowerCutsOfGatewayAndCore(t *testing.T) {
+	c := startPowered(t, "1")
+	c.powerCuts(loadtest.Verify{
+		Kafka: loadtest.Kafka{Brokers: brokers, Topic: "mqtt"}, Writers: 20, Rate: 400, Duration: faultTime, Size: 100, Late: patience,
+		Gateway: mqtt, MQTT: "verify", Window: 10,
+	}, "edge", "core-1", "core-2", "core-3")
+}
