@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 export CGO_ENABLED := 0
 DATA ?= .data/cluster
+FAULTS ?= 200
 GROUP ?= seeds kcat java-cli python franz-go
 KIT ?= ../shared/kit
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -10,7 +11,7 @@ BINARIES := sluice sluice-edge firmware-sim loadtest
 GO_FILES := $(shell find bridge cmd core edge firmware-sim loadtest -name '*.go' -o -name '*.html' -o -name '*.js' -o -name '*.css' 2>/dev/null)
 FUZZTIME ?= 10s
 .DEFAULT_GOAL := help
-.PHONY: help run cluster build cross test race fuzz e2e check fmt conformance clean
+.PHONY: help run cluster build cross test race fuzz e2e chaos check fmt conformance clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -48,6 +49,9 @@ fuzz: ## every fuzz target for FUZZTIME (default 10s)
 
 e2e: build bin/sluice-chaos ## real processes, killed and restarted, and the page in a real browser (RECORDINGS=directory adds recordings)
 	go test -tags e2e -count=1 -timeout 20m ./cmd/internal/e2e/
+
+chaos: bin/sluice-chaos bin/loadtest ## breaks a real cluster FAULTS times (default 200) by SEED, and checks that it loses nothing (as root; CHAOS=--short for every kind once)
+	@exec bin/loadtest chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) --result .data/chaos/result.json $(CHAOS) >/dev/null
 
 check: ## format, vet, import rules
 	@out=$$(gofmt -l bridge cmd core edge firmware-sim loadtest); [ -z "$$out" ] || { echo "not formatted:"; echo "$$out"; exit 1; }

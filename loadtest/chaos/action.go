@@ -47,7 +47,7 @@ func (r *run) act(f Fault, node int) action {
 		d := c.disks[node-1]
 		return action{begin: func(context.Context) error { return d.fill(int64(f.Value % fullLeaveMax)) }, end: func(context.Context) error { return d.empty() }}
 	case Damage, DamageLog:
-		return r.damaged(f, node, p)
+		return r.damages(f, node, p)
 	}
 	return r.switched(f, node, p)
 }
@@ -162,12 +162,16 @@ func (c *cluster) pairs(node int) (out []pair) {
 	return out
 }
 
-// damaged kills a node, changes one of its files, and starts it again.
-func (r *run) damaged(f Fault, node int, p *process) action {
+// damages kills a node, changes one of its files, and starts it again.
+func (r *run) damages(f Fault, node int, p *process) action {
 	begin := func(context.Context) error {
 		p.kill()
-		what, err := damage(r.cluster.disks[node-1].data(), f)
-		r.note(what)
+		h, err := damage(r.cluster.disks[node-1].data(), f)
+		r.note(h.what)
+		if f.Kind == Damage && h.file != "" {
+			h.node = node
+			r.damaged = append(r.damaged, h)
+		}
 		return err
 	}
 	return action{begin: begin, end: func(ctx context.Context) error { return p.start(ctx) }}

@@ -73,14 +73,26 @@ func (c *cluster) node(l *launcher, id int) *process {
 	}
 	p.command = func() command {
 		at := c.net.address(id)
-		cmd := c.net.inside(id, c.binary, "core", "--id", strconv.Itoa(id), "--data", c.disks[id-1].data(), "--rack", "rack"+strconv.Itoa(id),
+		cmd := c.net.inside(id, c.binary, "core", "-c", c.config(), "--id", strconv.Itoa(id), "--data", c.disks[id-1].data(), "--rack", "rack"+strconv.Itoa(id),
 			"--kafka", hostPort(at, kafkaPort), "--node", hostPort(at, nodePort), "--http", hostPort(at, httpPort))
-		if join := c.join(id); join != "" {
+		if join := c.join(id, p.starts); join != "" {
 			cmd = append(cmd, "--join", join)
 		}
 		return cmd
 	}
 	return p
+}
+
+// nodeConfig makes the nodes read all their segments every few seconds, so that damage is found while the run lasts.
+const nodeConfig = "scrub: {interval: 5s}\n"
+
+func (c *cluster) config() string { return filepath.Join(c.dir, "core.yaml") }
+
+func (c *cluster) writeConfig() error {
+	if err := os.WriteFile(c.config(), []byte(nodeConfig), 0o644); err != nil {
+		return fmt.Errorf("write the nodes' configuration: %w", err)
+	}
+	return nil
 }
 
 // volatile says what a kill takes from a node in its n-th life: nothing that was written (""), all that was not synced ("1"), or some of that,
@@ -98,9 +110,9 @@ func (c *cluster) volatile(id, n int) string {
 // firm tells whether a kill takes nothing from a node in its n-th life.
 func (c *cluster) firm(id, n int) bool { return (id+n)%3 == 0 }
 
-// join is whom a node asks for its cluster: the first node of a run founds one.
-func (c *cluster) join(id int) string {
-	if _, err := os.Stat(filepath.Join(c.disks[0].data(), "node.json")); id == 1 && err != nil {
+// join is whom a node asks for its cluster. The first node founds one in its first life.
+func (c *cluster) join(id, life int) string {
+	if id == 1 && life == 0 {
 		return ""
 	}
 	var others []string

@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -12,35 +13,72 @@ import (
 	"strings"
 )
 
-// damage changes one file of a stopped node, as the fault's value says: which one, where, and whether bits are flipped or its end is cut off.
-// It returns what it did. A node that has no file of the kind yet is left alone.
-func damage(data string, f Fault) (string, error) {
+// harm is what was done to a file of a node.
+type harm struct {
+	node int
+	file string // below the data directory; "" = nothing was done
+	what string
+}
+
+// damage changes one file of a stopped node, as the fault's value says: which one, where, and whether a bit is flipped or its end is cut off. A node
+// that has no file of the kind yet is left alone.
+func damage(data string, f Fault) (harm, error) {
 	list := closedSegments
 	if f.Kind == DamageLog {
 		list = raftLogs
 	}
 	files, err := list(data)
 	if err != nil || len(files) == 0 {
-		return "nothing to damage", err
+		return harm{what: "nothing to damage"}, err
 	}
 	r := rand.New(rand.NewPCG(uint64(f.Value), 0))
 	file := files[r.IntN(len(files))]
 	name, err := filepath.Rel(data, file)
 	if err != nil {
-		name = file
+		return harm{}, fmt.Errorf("damage: %w", err)
 	}
 	info, err := os.Stat(file)
 	if err != nil || info.Size() == 0 {
-		return "nothing to damage in " + name, err
+		return harm{what: "nothing to damage in " + name}, err
 	}
 	at := r.Int64N(info.Size())
 	if r.IntN(3) == 0 {
 		if err := os.Truncate(file, at); err != nil {
-			return "", fmt.Errorf("cut file: %w", err)
+			return harm{}, fmt.Errorf("cut file: %w", err)
 		}
-		return fmt.Sprintf("%s cut from %d to %d bytes", name, info.Size(), at), nil
+		return harm{file: name, what: fmt.Sprintf("%s cut from %d to %d bytes", name, info.Size(), at)}, nil
 	}
-	return fmt.Sprintf("%s: bit %d of byte %d of %d flipped", name, f.Value%8, at, info.Size()), flip(file, at, f.Value%8)
+	return harm{file: name, what: fmt.Sprintf("%s: bit %d of byte %d of %d flipped", name, f.Value%8, at, info.Size())}, flip(file, at, f.Value%8)
+}
+
+// repaired says which damaged segment is not yet as another node has it.
+func (r *run) repaired() error {
+	for len(r.damaged) > 0 {
+		h := r.damaged[0]
+		own, others := filepath.Join(r.cluster.disks[h.node-1].data(), h.file), []string{}
+		for i, d := range r.cluster.disks {
+			if i+1 != h.node {
+				others = append(others, filepath.Join(d.data(), h.file))
+			}
+		}
+		if !sameAsAny(own, others) {
+			return fmt.Errorf("%w: %s on node %d is not repaired", errUnhealthy, h.file, h.node)
+		}
+		r.damaged = r.damaged[1:]
+	}
+	return nil
+}
+
+// sameAsAny compares a file with others. One that all have removed is as good as repaired.
+func sameAsAny(own string, others []string) bool {
+	mine, err := os.ReadFile(own)
+	if err != nil {
+		return !slices.ContainsFunc(others, func(o string) bool { _, err := os.Stat(o); return err == nil })
+	}
+	return slices.ContainsFunc(others, func(o string) bool {
+		theirs, err := os.ReadFile(o)
+		return err == nil && bytes.Equal(mine, theirs)
+	})
 }
 
 // flip changes one bit.

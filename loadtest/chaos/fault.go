@@ -99,5 +99,8 @@ func (k Kind) judged() bool {
 	return false
 }
 
+// judged: of two faults at once neither can be told from the other, so they are reported only.
+func (f Fault) judged() bool { return f.Kind.judged() && f.Also == nil }
+
 // unavailableMax is the longest time without an acknowledged write that a judged fault may cost a partition.
 const unavailableMax = 3 * time.Second

@@ -65,6 +65,21 @@ func runAll(ctx context.Context, commands []command) error {
 	return nil
 }
 
+// probe does every kind of change to the network once, so that a kernel that lacks one is found before anything runs.
+func (n network) probe(ctx context.Context) error {
+	kinds := [][]change{{n.cut(1, 2)}, n.lossy(1, 10), {n.narrow(1, 1024)}, n.divert(1, 2, nodePort, nodePort)}
+	for _, k := range kinds {
+		a := changes(k...)
+		if err := a.begin(ctx); err != nil {
+			return fmt.Errorf("try a fault of the network: %w", err)
+		}
+		if err := a.end(ctx); err != nil {
+			return fmt.Errorf("try a fault of the network: %w", err)
+		}
+	}
+	return nil
+}
+
 // owned is what a run writes down about itself.
 type owned struct {
 	PID     int    `json:"pid"`

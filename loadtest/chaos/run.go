@@ -67,6 +67,7 @@ type run struct {
 	start    time.Time
 	report   *Report
 	noted    string // by the fault under way
+	damaged  []harm // segments that have to be repaired
 }
 
 // Run breaks a cluster as the seed says and reports what became of it. The error is about the run itself, ErrUnfit for one that this machine
@@ -134,14 +135,20 @@ func (r *run) setUp(ctx context.Context) error {
 		return err
 	}
 	if err := runAll(ctx, c.net.up()); err != nil {
-		return fmt.Errorf("make the network: %w", err)
+		return fmt.Errorf("%w: make the network: %w", ErrUnfit, err)
+	}
+	if err := c.net.probe(ctx); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnfit, err)
+	}
+	if err := c.writeConfig(); err != nil {
+		return err
 	}
 	l := newLauncher(ctx)
 	for i := range r.o.Nodes {
 		name := fmt.Sprintf("core-%d", i+1)
 		d := disk{file: filepath.Join(c.dir, name+".img"), dir: filepath.Join(c.dir, name)}
 		if err := d.mount(ctx); err != nil {
-			return err
+			return fmt.Errorf("%w: make a disk: %w", ErrUnfit, err)
 		}
 		c.disks = append(c.disks, d)
 		c.nodes = append(c.nodes, c.node(l, i+1))
@@ -238,7 +245,7 @@ func (r *run) fault(ctx context.Context, f Fault) (healed bool, err error) {
 			return false, err
 		}
 	}
-	o := Outcome{Fault: f, Text: f.String(), On: r.on(f, node), Judged: f.Kind.judged()}
+	o := Outcome{Fault: f, Text: f.String(), On: r.on(f, node), Judged: f.judged()}
 	r.say("%3d  %s: %s", f.Number, o.Text, o.On)
 	if err := r.hurt(ctx, f, node, &o); err != nil {
 		return false, fmt.Errorf("fault %d (%s, on %s): %w", f.Number, o.Text, o.On, err)
@@ -258,42 +265,50 @@ func (r *run) fault(ctx context.Context, f Fault) (healed bool, err error) {
 	return healed, nil
 }
 
-// heal waits until the cluster has healed. If it does not, that is a violation; a restart of the node shows whether it can at all.
+// heal waits until the cluster has healed. If it does not, that is a violation; a restart of the node, and then its replacement by an empty one,
+// show what would help, and let the run go on.
 func (r *run) heal(ctx context.Context, o *Outcome, node int) bool {
 	wait := func() error {
-		return r.cluster.await(ctx, healMax, "the cluster heals", func() error { return r.cluster.healthy(ctx) })
+		return r.cluster.await(ctx, healMax, "the cluster heals", func() error { return errors.Join(r.cluster.healthy(ctx), r.repaired()) })
 	}
 	err := wait()
-	if err != nil && ctx.Err() == nil {
-		o.Wrong = err.Error()
-		r.say("     NOT HEALED: %v; the node is restarted", err)
-		if err = r.restart(ctx, node); err == nil {
+	for _, help := range []struct {
+		what string
+		do   func(context.Context, int) error
+	}{{"restarted", r.restart}, {"replaced by an empty one", r.replace}} {
+		if err == nil || ctx.Err() != nil || node == 0 {
+			break
+		}
+		o.Wrong, o.Helped = err.Error(), help.what
+		r.say("     NOT HEALED: %v; the node is %s", err, help.what)
+		if err = help.do(ctx, node); err == nil {
 			err = wait()
 		}
-		o.Restarted = true
 	}
 	if err != nil {
-		o.Wrong += "; after a restart: " + err.Error()
+		o.Wrong, o.Helped = err.Error(), "nothing"
 		return false
 	}
 	o.Healed = time.Since(r.start)
 	return true
 }
 
-// restart stops a node, one that has ended by itself too, and starts it again; 0 means all of them.
+// restart stops a node, one that has ended by itself too, and starts it again.
 func (r *run) restart(ctx context.Context, node int) error {
-	for i, p := range r.cluster.nodes {
-		if node != 0 && node != i+1 {
-			continue
-		}
-		if err := p.stop(stopMax); err != nil {
-			r.say("     %v", err)
-		}
-		if err := p.start(ctx); err != nil {
-			return err
-		}
+	p := r.cluster.nodes[node-1]
+	if err := p.stop(stopMax); err != nil {
+		r.say("     %v", err)
 	}
-	return nil
+	return p.start(ctx)
+}
+
+// replace starts a node with an empty disk, as one would replace a machine that is gone.
+func (r *run) replace(ctx context.Context, node int) error {
+	r.cluster.nodes[node-1].kill()
+	if err := os.RemoveAll(r.cluster.disks[node-1].data()); err != nil {
+		return fmt.Errorf("empty the disk of node %d: %w", node, err)
+	}
+	return r.cluster.nodes[node-1].start(ctx)
 }
 
 // told is an outcome in a line.
@@ -302,8 +317,8 @@ func (o Outcome) told() string {
 	if o.Did != "" {
 		text = o.Did + ", " + text
 	}
-	if o.Restarted {
-		return text + "NOT HEALED by itself: " + o.Wrong
+	if o.Wrong != "" {
+		return text + fmt.Sprintf("NOT HEALED by itself, what helped: %s; %s", o.Helped, o.Wrong)
 	}
 	return text + fmt.Sprintf("healed %v after its end", round(max(0, o.Healed-o.Ended)))
 }

@@ -67,9 +67,10 @@ func draw(r *rand.Rand, k Kind) Fault {
 	if long {
 		f.For *= 3 // so long that others take the node for dead
 	}
+	drawn := f.Value
 	f.shape()
 	if together && f.overlaps() {
-		second := Fault{Kind: also, Value: f.Value}
+		second := Fault{Kind: also, Value: drawn}
 		second.shape()
 		f.Also = &Fault{Kind: also, Value: second.Value}
 	}

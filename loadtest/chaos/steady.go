@@ -13,10 +13,12 @@ import (
 	"sluice/loadtest/history"
 )
 
-// What the steady writer waits for. A node that is silent is left for another one after attemptMax; whoever is asked for the leader has askLeaderMax.
-// These are in what is measured.
+// What the steady writer waits for. A node that is silent is left for another one after attemptMax, and whoever is asked for the leader has
+// askLeaderMax; these are in what is measured. A leader that is slow but alive (it tells who leads) gets twice as long each time, up to patienceMax:
+// whoever comes back too early is only one more request in the queue of a narrow link.
 const (
 	attemptMax   = 400 * time.Millisecond
+	patienceMax  = 4 * attemptMax
 	askLeaderMax = 200 * time.Millisecond
 	againAfter   = 25 * time.Millisecond
 )
@@ -59,7 +61,7 @@ func (s *steady) run(ctx context.Context, until <-chan struct{}) {
 	var all sync.WaitGroup
 	for p := range s.partitions {
 		all.Go(func() {
-			w := &steadyWriter{s: s, partition: p, wires: map[int32]*wire{}, leader: -1}
+			w := &steadyWriter{s: s, partition: p, wires: map[int32]*wire{}, leader: -1, patience: attemptMax}
 			defer w.close()
 			w.run(ctx, until)
 		})
@@ -73,6 +75,7 @@ type steadyWriter struct {
 	partition int32
 	wires     map[int32]*wire
 	leader    int32 // -1 = not known
+	patience  time.Duration
 	producer  int64
 	epoch     int16
 	sequence  int32
@@ -139,18 +142,32 @@ func (w *steadyWriter) write(ctx context.Context, n int64) {
 	}
 	data := batch(w.producer, w.epoch, w.sequence, values)
 	for ctx.Err() == nil {
+		begun := time.Now()
 		offset, err := w.attempt(ctx, data)
 		if err == nil {
+			w.patience = min(max(attemptMax, 2*time.Since(begun)), patienceMax)
 			w.done(n, true, offset)
 			return
 		}
 		if errors.Is(err, errRefused) {
 			w.s.refuse(fmt.Sprintf("%s, number %d: %v", w.name(), w.number, err))
 		}
-		w.leader = -1
+		w.look(ctx)
 		_ = sleep(ctx, againAfter) // the loop looks at ctx
 	}
 	w.done(n, false, 0)
+}
+
+// look finds the leader after a failure.
+func (w *steadyWriter) look(ctx context.Context) {
+	before := w.leader
+	leader, alive := w.s.askLeader(ctx, w.partition)
+	if leader == before && alive {
+		w.patience = min(2*w.patience, patienceMax)
+	} else {
+		w.patience = attemptMax
+	}
+	w.leader = leader
 }
 
 // done writes down what became of a batch.
@@ -177,18 +194,16 @@ var errRefused = errors.New("refused")
 // attempt sends the batch once. The offset is -1 when the answer says only that the batch is there.
 func (w *steadyWriter) attempt(ctx context.Context, data []byte) (offset int64, err error) {
 	if w.leader < 0 {
-		if w.leader = w.s.askLeader(ctx, w.partition); w.leader < 0 {
-			return 0, kerr.LeaderNotAvailable
-		}
+		return 0, kerr.LeaderNotAvailable
 	}
 	req, resp := kmsg.NewPtrProduceRequest(), kmsg.NewPtrProduceResponse()
-	req.Version, req.Acks, req.TimeoutMillis = produceVersion, -1, int32(attemptMax/time.Millisecond)
+	req.Version, req.Acks, req.TimeoutMillis = produceVersion, -1, int32(w.patience.Milliseconds())
 	part := kmsg.NewProduceRequestTopicPartition()
 	part.Partition, part.Records = w.partition, data
 	topic := kmsg.NewProduceRequestTopic()
 	topic.Topic, topic.Partitions = w.s.topic, append(topic.Partitions, part)
 	req.Topics = append(req.Topics, topic)
-	if err := w.wire(w.leader).call(ctx, attemptMax, req, resp); err != nil {
+	if err := w.wire(w.leader).call(ctx, w.patience, req, resp); err != nil {
 		return 0, err
 	}
 	if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
@@ -223,19 +238,27 @@ func (s *steady) refuse(text string) {
 	}
 }
 
-// askLeader asks all nodes at once and believes the newest answer: one that is cut off may still take itself for the leader.
-func (s *steady) askLeader(ctx context.Context, partition int32) int32 {
-	answers := make(chan *kmsg.MetadataResponseTopicPartition, len(s.brokers))
-	for _, address := range s.brokers {
-		go func() { answers <- s.askOne(ctx, address, partition) }()
+// askLeader asks all nodes at once and believes the newest answer: one that is cut off may still take itself for the leader. alive tells whether
+// the leader itself has answered; without any answer the leader is -1.
+func (s *steady) askLeader(ctx context.Context, partition int32) (leader int32, alive bool) {
+	type answer struct {
+		from int32
+		told *kmsg.MetadataResponseTopicPartition
+	}
+	answers := make(chan answer, len(s.brokers))
+	for node, address := range s.brokers {
+		go func() { answers <- answer{node, s.askOne(ctx, address, partition)} }()
 	}
 	leader, epoch := int32(-1), int32(-1)
+	from := map[int32]bool{}
 	for range s.brokers {
-		if a := <-answers; a != nil && a.Leader >= 0 && a.LeaderEpoch > epoch {
-			leader, epoch = a.Leader, a.LeaderEpoch
+		a := <-answers
+		from[a.from] = a.told != nil
+		if a.told != nil && a.told.Leader >= 0 && a.told.LeaderEpoch > epoch {
+			leader, epoch = a.told.Leader, a.told.LeaderEpoch
 		}
 	}
-	return leader
+	return leader, from[leader]
 }
 
 // askOne is nil when there is no answer in time.
