@@ -361,6 +361,9 @@ func (r *replica) trySwitch(ctx context.Context, s *meta.Shard, m meta.Moving) e
 			return errMoveOver
 		}
 	}
+	if !r.set.Complete() {
+		return fmt.Errorf("%w: node %d lacks part of what it has adopted", errMissing, r.c.Self()) // the source goes when this is finished
+	}
 	cmd := &meta.FinishMove{Topic: key.key.Topic, Index: key.key.Index, Move: key.move, EpochBase: p.EpochBase()}
 	res, err := r.c.submit(ctx, &commandRequest{Command: cmdFinishMove, Finish: cmd})
 	if err == nil && res.Err != nil && res.Err.Code == meta.CodeNoReassignment {

@@ -227,7 +227,7 @@ func (s *Stage) Seal(ctx context.Context, section []byte) error {
 	case s.mu.seal != nil && equalManifests(s.mu.seal.manifest, sec.Log):
 		want = s.mu.seal
 	default:
-		s.mu.seal = want
+		s.mu.seal, s.mu.done = want, nil
 	}
 	s.mu.Unlock()
 	select {
@@ -329,13 +329,19 @@ func (s *Stage) round(ctx context.Context, round int) (copied int64, err error) 
 
 // copyFrom brings the stage to where one source is, or to where a seal wants it.
 func (s *Stage) copyFrom(ctx context.Context, peer Peer) (copied int64, err error) {
+	if want, sealed := s.sealing(); sealed && want == nil {
+		return 0, nil
+	}
 	conn, err := dialSource(ctx, peer, s.o.From, s.o.Key)
 	if err != nil {
 		return 0, err
 	}
 	defer conn.close()
 	for {
-		want := s.sealing()
+		want, sealed := s.sealing()
+		if sealed && want == nil {
+			return copied, nil // nothing may be touched: the next may be that it is adopted
+		}
 		m, err := s.target(conn, want)
 		if err != nil {
 			return copied, err
@@ -350,7 +356,7 @@ func (s *Stage) copyFrom(ctx context.Context, peer Peer) (copied int64, err erro
 				return copied, err
 			}
 		}
-		if n == 0 && s.sealing() == nil {
+		if n == 0 && want == nil {
 			return copied, nil
 		}
 		if s.o.Slots != nil && copied >= stageTurnBytes {
@@ -362,10 +368,12 @@ func (s *Stage) copyFrom(ctx context.Context, peer Peer) (copied int64, err erro
 // stageTurnBytes are copied before a stage lets another one have its slot.
 const stageTurnBytes = 64 << 20
 
-func (s *Stage) sealing() *seal {
+// sealing returns what the stage shall come to, nil when it just follows its source, and whether it has
+// come to where it is frozen.
+func (s *Stage) sealing() (want *seal, sealed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.mu.seal
+	return s.mu.seal, s.mu.done != nil
 }
 
 // target is what is to be copied now.
@@ -415,8 +423,8 @@ func (s *Stage) copyAll(ctx context.Context, conn *sourceConn, m commitlog.Manif
 
 func (s *Stage) copySegment(ctx context.Context, conn *sourceConn, m commitlog.Manifest, seg commitlog.SegmentInfo, closed bool) (copied int64, err error) {
 	if done, ok := s.sealedSegment(seg.Base); ok {
-		if done.Bytes == seg.Bytes && (done.CRC == 0 || done.CRC == seg.CRC) {
-			return 0, nil
+		if done.Bytes == seg.Bytes && (done.CRC == 0 || done.CRC == seg.CRC) || !closed && done.Bytes > seg.Bytes {
+			return 0, nil // the latter: this source is behind the last one
 		}
 		if err := s.reopen(seg.Base); err != nil { // it has grown, or was written anew by its source
 			return 0, err
@@ -451,7 +459,7 @@ func (s *Stage) copySegment(ctx context.Context, conn *sourceConn, m commitlog.M
 
 // pace waits until the next piece may be asked for. While a partition is frozen nobody waits.
 func (s *Stage) pace(ctx context.Context, most int64) (n int64, urgent bool, err error) {
-	if s.sealing() != nil {
+	if want, _ := s.sealing(); want != nil {
 		return most, true, nil
 	}
 	n = min(most, s.o.Throttle.Piece(most))
