@@ -36,6 +36,7 @@ type testCluster struct {
 
 // testNode is one node. It keeps its directory and addresses when it is stopped and started again.
 type testNode struct {
+	now      func() time.Time // nil: time.Now
 	t        testing.TB
 	id       meta.NodeID
 	dir      string
@@ -122,14 +123,14 @@ func (n *testNode) start() {
 	addr := l.Addr().(*net.TCPAddr)
 	n.kafka = addr.String()
 	n.ctl, err = controller.Open(controller.Options{
-		FS: n.fs, DataDir: n.dir, Listen: n.internal, Join: n.join, ReserveBytes: n.reserve, Logger: log,
+		FS: n.fs, DataDir: n.dir, Listen: n.internal, Join: n.join, ReserveBytes: n.reserve, Now: n.now, Logger: log,
 		Self: meta.Node{ID: n.id, Rack: fmt.Sprint("rack", n.id), KafkaHost: addr.IP.String(), KafkaPort: int32(addr.Port)},
 	})
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	n.internal = n.ctl.Addr()
-	if n.broker, err = New(Options{Controller: n.ctl, Listeners: []kafka.Listener{l}, Logger: log}); err != nil {
+	if n.broker, err = New(Options{Controller: n.ctl, Listeners: []kafka.Listener{l}, Now: n.now, Logger: log}); err != nil {
 		n.t.Fatal(err)
 	}
 	n.run()

@@ -56,7 +56,7 @@ func (m *machine) Append(t *rapid.T) {
 	for range rapid.IntRange(1, 4).Draw(t, "batches") {
 		b := record.NewBuilder(record.BuilderOptions{Codec: record.Codec(rapid.IntRange(0, 4).Draw(t, "codec"))})
 		for range rapid.IntRange(1, 5).Draw(t, "records") {
-			m.clock = max(0, m.clock+rapid.Int64Range(-5, 20).Draw(t, "tick"))
+			m.clock = max(0, m.clock+rapid.OneOf(rapid.Int64Range(-5, 20), rapid.Int64Range(-1000, 1000)).Draw(t, "tick"))
 			r := modelRecord{value: fmt.Sprintf("%d-%s", len(m.records)+n, rapid.StringN(0, 60, 200).Draw(t, "value")), timestamp: m.clock}
 			b.Add(r.timestamp, nil, []byte(r.value), nil)
 			m.records = append(m.records, r)
