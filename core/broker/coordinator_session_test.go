@@ -74,16 +74,22 @@ func (h *memoryHome) now() time.Time {
 	return time.Now()
 }
 
-// startSession runs a session on the home; stop ends it and returns what it ended with.
+// startSession runs a session on the home in a bubble; stop ends it and returns what it ended with.
 func startSession(t *testing.T, h *memoryHome) (s *session, stop func() error) {
 	t.Helper()
+	defer synctest.Wait()
+	return startSessionNow(t, h)
+}
+
+// startSessionNow is startSession outside of a bubble.
+func startSessionNow(t *testing.T, h *memoryHome) (s *session, stop func() error) {
+	t.Helper()
 	var ids atomic.Int64
-	config := group.Config{NewID: func() string { return fmt.Sprint(ids.Add(1)) }}
+	config := group.Config{NewID: func() string { return fmt.Sprint(ids.Add(1)) }, MinSession: time.Millisecond}
 	s = newSession(h, config, newGroupMetrics(func() group.Stats { return group.Stats{} }), new(atomic.Uint64))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.run(ctx) }()
-	synctest.Wait()
 	return s, func() error {
 		cancel()
 		return <-ended
