@@ -255,6 +255,15 @@ func (l *lead) balancer() *balancer {
 	}
 }
 
+// trustLocked takes the nodes that the leader before did not miss for stable: a drain shall not wait at every election.
+func (l *lead) trustLocked(image *meta.Image) {
+	for _, n := range image.Nodes() {
+		if !n.Fenced {
+			l.mu.alive[n.Server()] = time.Now().Add(-l.c.o.JoinStable)
+		}
+	}
+}
+
 // stable tells whether a node has been alive for a while.
 func (l *lead) stable(n meta.Node) bool {
 	if n.ID == l.c.Self() {

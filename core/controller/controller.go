@@ -112,6 +112,7 @@ type Controller struct {
 	removed     chan struct{} // closed when this node was removed from the cluster
 	removedOnce sync.Once
 	onDisk      map[meta.ShardID]bool // replicas found at the start; belongs to reconcile
+	deleted     map[meta.ShardID]bool // replicas deleted, and that told; belongs to reconcile
 }
 
 // Open locks and reads the data directory and binds the listener. It starts nothing: Run does.

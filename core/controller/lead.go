@@ -398,6 +398,7 @@ func (l *lead) begin(image *meta.Image) {
 		clear(l.mu.down)
 		clear(l.mu.alive)
 		clear(l.mu.levels)
+		l.trustLocked(image)
 	}
 	for _, n := range image.Nodes() {
 		if _, ok := l.mu.seen[n.Server()]; !ok {

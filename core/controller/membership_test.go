@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -227,5 +228,94 @@ func TestDeadNodeIsRemovedByForce(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Fatal("the removed node was let in again")
+	}
+}
+
+// The leader of the metadata, and with it a shard's leader, dies again and again while a node is drained: whoever is next goes on.
+func TestDrainGoesOnWithoutItsLeader(t *testing.T) {
+	all := grow(t, grow(t, briskTrio(t), 4), 5)
+	all[0].create(meta.NewTopic{Name: "t", Partitions: 10, ReplicationFactor: 3})
+	fill(t, all, "t", 20)
+	drained := leaderOf(t, all)
+	id := drained.Self()
+	if err := drained.Drain(context.Background(), id, false); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		victim := leaderOf(t, all)
+		at := slices.Index(all, victim)
+		image := victim.Image()
+		victim.eventually("a change under way", func() bool {
+			return victim.Image().Index() > image.Index()+3 || replicasOn(victim.Image(), id) == 0
+		})
+		victim.crash()
+		all[at] = victim.restart()
+	}
+	m := others(all, all[slices.IndexFunc(all, func(m *member) bool { return m.Self() == id })])[0]
+	m.eventually("the node to be empty", func() bool { return replicasOn(m.Image(), id) == 0 && still(m.Image()) })
+	holds(t, all, "t", 20)
+	for _, x := range all {
+		x.eventually("only wanted replicas", func() bool { return len(x.replicaMap()) == replicasOn(x.Image(), x.Self()) })
+		onlyWanted(t, x)
+	}
+}
+
+// A node gives a replica away and gets it back, several times: no record of an earlier removal takes the new one.
+func TestReplicaMovesAwayAndBack(t *testing.T) {
+	all := grow(t, briskTrio(t), 4)
+	all[0].create(meta.NewTopic{Name: "t", Partitions: 4, ReplicationFactor: 3})
+	fill(t, all, "t", 20)
+	all[3].eventually("rest", func() bool { return still(all[3].Image()) })
+	ctx := context.Background()
+	s := all[0].Image().Shards()[0]
+	out := s.Nodes()
+	away := slices.Clone(out)
+	for _, m := range all {
+		if !slices.Contains(out, m.Self()) {
+			away[2] = m.Self()
+		}
+	}
+	for range 3 {
+		for _, to := range [][]meta.NodeID{away, out} {
+			all[0].eventually("the move to be taken", func() bool { return all[0].MoveShard(ctx, s.ID, to) == nil })
+			all[1].eventually("the shard where it is wanted", func() bool {
+				now := all[1].Image().Shard(s.ID)
+				return slices.Equal(now.Nodes(), to) && len(now.Leaving) == 0 && len(now.ISR) == 3
+			})
+		}
+	}
+	if err := all[0].MoveShard(ctx, s.ID, out[:2]); err == nil {
+		t.Error("a shard lost a replica by a move")
+	}
+	if err := all[0].MoveShard(ctx, s.ID, []meta.NodeID{1, 1, 2}); err == nil {
+		t.Error("a node got two replicas")
+	}
+	if err := all[0].MoveShard(ctx, s.ID, []meta.NodeID{1, 2, 9}); err == nil {
+		t.Error("a node that does not exist got a replica")
+	}
+	holds(t, all, "t", 20)
+}
+
+func TestElectPreferred(t *testing.T) {
+	all := trio(t)
+	all[0].create(plain("t"))
+	ctx := context.Background()
+	s := all[0].Image().Shards()[0]
+	if err := all[1].ElectPreferred(ctx, s.ID); !errors.Is(err, ErrElectionNotNeeded) {
+		t.Fatalf("the preferred leader leads: %v", err)
+	}
+	leader := all[s.Preferred()-1]
+	to := s.Nodes()[1]
+	if err := leader.replica(s.ID).group.Transfer(ctx, to); err != nil {
+		t.Fatal(err)
+	}
+	asked := all[s.Nodes()[2]-1]
+	asked.eventually("the other leader", func() bool { now, _, ok := asked.LeaderOf(s.ID); return ok && now == to })
+	asked.eventually("an election", func() bool {
+		err := asked.ElectPreferred(ctx, s.ID)
+		return err == nil || errors.Is(err, ErrElectionNotNeeded)
+	})
+	if now, _, ok := asked.LeaderOf(s.ID); !ok || now != s.Preferred() {
+		t.Errorf("node %d leads after the election", now)
 	}
 }

@@ -56,7 +56,7 @@ func isMember(members []shard.Replica, s meta.Server) bool {
 // findReplicas notes the shards that have a replica on disk at the start: those are opened also when they are no longer wanted,
 // for until they are removed others may need them.
 func (c *Controller) findReplicas() {
-	c.onDisk = make(map[meta.ShardID]bool)
+	c.onDisk, c.deleted = make(map[meta.ShardID]bool), make(map[meta.ShardID]bool)
 	names, err := c.o.FS.List(filepath.Join(c.o.DataDir, "shards"))
 	if err != nil {
 		return // there is none yet
@@ -89,15 +89,26 @@ func (c *Controller) removeReplicas(ctx context.Context) error {
 	}
 	var errs []error
 	cmd := &meta.ConfirmReplicaRemovals{}
-	for _, id := range c.Image().ReplicaRemovals(self) {
+	records := c.Image().ReplicaRemovals(self)
+	maps.DeleteFunc(c.deleted, func(id meta.ShardID, _ bool) bool { return !slices.Contains(records, id) })
+	for _, id := range records {
+		if c.deleted[id] {
+			continue // and said so: it comes back in the image
+		}
 		if err := c.removeReplica(id); err != nil {
 			errs = append(errs, fmt.Errorf("remove replica of shard %d: %w", id, err))
 			continue
 		}
 		cmd.Removals = append(cmd.Removals, meta.ReplicaRemoval{Shard: id, Server: self})
 	}
-	if len(cmd.Removals) > 0 {
-		errs = append(errs, oneError(c.submit(ctx, &commandRequest{Command: cmdReplicasDeleted, Deleted: cmd})))
+	if len(cmd.Removals) == 0 {
+		return errors.Join(errs...)
+	}
+	if err := oneError(c.submit(ctx, &commandRequest{Command: cmdReplicasDeleted, Deleted: cmd})); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, r := range cmd.Removals {
+		c.deleted[r.Shard] = true
 	}
 	return errors.Join(errs...)
 }
