@@ -102,11 +102,13 @@ type Controller struct {
 	whole    vfs.Whole // nil where the file system has none
 	metadata atomic.Pointer[shard.Group]
 	replicas atomic.Pointer[map[meta.ShardID]*replica] // replaced, never changed
-	beat     *notifier                                 // every beatInterval
-	progress *notifier                                 // a replica has done what was wanted
-	current  chan struct{}                             // closed when the image is known to be recent
-	ready    chan struct{}
-	leaving  atomic.Bool
+	// replacing is held by whoever replaces replicas.
+	replacing sync.Mutex
+	beat      *notifier     // every beatInterval
+	progress  *notifier     // a replica has done what was wanted
+	current   chan struct{} // closed when the image is known to be recent
+	ready     chan struct{}
+	leaving   atomic.Bool
 
 	balanceWake chan struct{} // the balancer shall look now
 	removed     chan struct{} // closed when this node was removed from the cluster

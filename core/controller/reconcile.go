@@ -22,6 +22,8 @@ const (
 	// reconcileWait and reconcileWaitMax separate rounds that failed.
 	reconcileWait    = 100 * time.Millisecond
 	reconcileWaitMax = 5 * time.Second
+	// openersMax shards are opened at one time: most of an opening is waiting for the disk, and the rest is work for few cores.
+	openersMax = 4
 )
 
 // reconcile compares the shards that this node shall have with those that are open, opens what
@@ -54,16 +56,16 @@ func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
 }
 
 func (c *Controller) openWanted(ctx context.Context, run *errgroup.Group) error {
-	var errs []error
 	image := c.Image()
-	for _, s := range image.Shards() {
-		if ctx.Err() != nil {
-			return nil
-		}
-		if c.shallOpen(image, s) {
-			errs = append(errs, c.openShard(ctx, run, s))
+	errs := make([]error, len(image.Shards()))
+	var openers errgroup.Group
+	openers.SetLimit(openersMax)
+	for i, s := range image.Shards() {
+		if ctx.Err() == nil && c.shallOpen(image, s) {
+			openers.Go(func() error { errs[i] = c.openShard(ctx, run, s); return nil })
 		}
 	}
+	_ = openers.Wait() // the errors are in errs, all of them
 	return errors.Join(errs...)
 }
 
@@ -97,14 +99,23 @@ func (c *Controller) openShard(ctx context.Context, run *errgroup.Group, s *meta
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	r := &replica{c: c, id: s.ID, group: group, set: set, cancel: cancel}
-	next := maps.Clone(c.replicaMap())
-	next[s.ID] = r
-	c.replicas.Store(&next)
 	r.running.Add(3)
+	c.setReplica(s.ID, r)
 	run.Go(func() error { defer r.running.Done(); r.runMoves(ctx); return nil })
 	run.Go(func() error { defer r.running.Done(); r.run(ctx); return nil })
 	run.Go(func() error { defer r.running.Done(); c.runSet(ctx, r); return nil })
 	return nil
+}
+
+// setReplica makes a replica known, or with nil unknown.
+func (c *Controller) setReplica(id meta.ShardID, r *replica) {
+	c.replacing.Lock()
+	defer c.replacing.Unlock()
+	next := maps.Clone(c.replicaMap())
+	if next[id] = r; r == nil {
+		delete(next, id)
+	}
+	c.replicas.Store(&next)
 }
 
 func (c *Controller) runSet(ctx context.Context, r *replica) {

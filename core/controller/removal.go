@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -118,9 +117,7 @@ func (c *Controller) removeReplicas(ctx context.Context) error {
 func (c *Controller) removeReplica(id meta.ShardID) error {
 	r := c.replica(id)
 	if r != nil {
-		next := maps.Clone(c.replicaMap())
-		delete(next, id)
-		c.replicas.Store(&next)
+		c.setReplica(id, nil)
 		r.stop()
 	}
 	if err := c.node.Remove(id); err != nil {
