@@ -58,7 +58,7 @@ func newStages(c *Controller) *stages {
 }
 
 // moveRate returns how many bytes a second this node shall send or receive for moves and for replicas that catch up. Kafka's tool for
-// reassignments sets these when it is told to throttle.
+// reassignments sets these when it is told to throttle. What nobody has set is what live traffic leaves.
 func (c *Controller) moveRate(name string) int64 {
 	for _, broker := range []string{strconv.Itoa(int(c.Self())), ""} {
 		if text, ok := c.Image().Config(meta.ResourceBroker, broker)[name]; ok {
@@ -67,7 +67,7 @@ func (c *Controller) moveRate(name string) int64 {
 			}
 		}
 	}
-	return partition.DefaultCatchUpBytesPerSecond
+	return c.node.SpareBytesPerSecond()
 }
 
 // run begins the copies that the metadata asks for, and ends and removes those that it no longer does.

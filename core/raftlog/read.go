@@ -45,6 +45,40 @@ func (s *Store) GetLog(index uint64, l *raft.Log) error {
 	return nil
 }
 
+// GetHead is GetLog for who wants to know what an entry is, and not pay for its data: an entry that is not in memory is returned
+// without Data and Extensions, and unchecked. whole tells whether they are there.
+func (s *Store) GetHead(index uint64, l *raft.Log) (whole bool, err error) {
+	s.mu.Lock()
+	if s.mu.closed {
+		s.mu.Unlock()
+		return false, ErrClosed
+	}
+	if index == 0 || index < s.mu.state.first || index > s.mu.state.last {
+		s.mu.Unlock()
+		return false, raft.ErrLogNotFound
+	}
+	if s.mu.cache.get(index, l) {
+		s.mu.Unlock()
+		return true, nil
+	}
+	g := s.segmentOfLocked(index)
+	off := g.offset(index)
+	g.readers++
+	s.mu.Unlock()
+	defer s.release(g)
+	var b [recordHeaderBytes + entryHeaderBytes]byte
+	if _, err := g.file.ReadAt(b[:], off); err != nil {
+		return false, s.latch(fmt.Errorf("read raft log entry %d in %s at %d: %w", index, g.file.Name(), off, err))
+	}
+	h := decodeRecordHeader(b[:])
+	clear(b[recordHeaderBytes+24:]) // no extensions: they are not here
+	if err := decodeEntry(b[recordHeaderBytes:], h.raftType, l); err != nil || h.kind != kindEntry || l.Index != index {
+		return false, s.latch(fmt.Errorf("read raft log entry %d in %s at %d: %w", index, g.file.Name(), off, ErrDamaged))
+	}
+	l.Data = nil
+	return false, nil
+}
+
 func readEntry(g *segment, off, end int64, index uint64, l *raft.Log) error {
 	b := make([]byte, min(end-off, recordSpace(maxPayloadBytes)))
 	n, err := g.file.ReadAt(b, off)

@@ -156,6 +156,7 @@ func (g *Group) electWhenReady(r *replica, others []raft.ServerAddress) {
 // wrote is told of every synced write of the log.
 func (g *Group) wrote(took time.Duration, bytes int64) {
 	g.metrics.sync(took, bytes)
+	g.node.spare.saw(time.Now(), sawWrite, took, bytes)
 	if g.sinceBytes.Add(bytes) >= g.node.o.CheckpointBytes {
 		signal(g.due)
 	}

@@ -173,12 +173,17 @@ func TestGuard11RequestsAreCut(t *testing.T) {
 	for i := range 100 {
 		a.Entries = append(a.Entries, &raft.Log{Index: uint64(i), Data: make([]byte, 1<<20)})
 	}
-	cutEntries(a)
+	cut := func() {
+		if err := (&transport{}).load("2.b", a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cut()
 	if len(a.Entries) != maxAppendBytes>>20 {
 		t.Errorf("%d entries of 1 MiB", len(a.Entries))
 	}
 	a.Entries = []*raft.Log{{Data: make([]byte, MaxEntryBytes)}, {}}
-	cutEntries(a)
+	cut()
 	if len(a.Entries) != 1 {
 		t.Errorf("%d entries, want the large one alone", len(a.Entries))
 	}

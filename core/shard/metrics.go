@@ -18,6 +18,7 @@ type groupMetrics struct {
 	logBytes      *metrics.Counter
 	commitSeconds *metrics.Histogram
 	waitSeconds   *metrics.Histogram
+	readToSend    *metrics.Counter
 	leaderChanges *metrics.Counter
 	checkpoints   *metrics.Counter
 	pointBytes    *metrics.Counter
@@ -33,6 +34,7 @@ func newGroupMetrics(g *Group) *groupMetrics {
 		logBytes:      s.NewCounter(name("log_written_bytes_total")),
 		commitSeconds: s.NewHistogram(name("commit_seconds")),
 		waitSeconds:   s.NewHistogram(name("propose_wait_seconds")),
+		readToSend:    s.NewCounter(name("log_read_to_send_bytes_total")),
 		leaderChanges: s.NewCounter(name("leader_changes_total")),
 		checkpoints:   s.NewCounter(name("checkpoints_total")),
 		pointBytes:    s.NewCounter(name("checkpoint_written_bytes_total")),

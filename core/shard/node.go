@@ -27,6 +27,7 @@ type Node struct {
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup // of connections
 	strangers strangers
+	spare     spare
 
 	mu struct {
 		sync.Mutex
@@ -56,6 +57,7 @@ func NewNode(o Options) (*Node, error) {
 		return nil, fmt.Errorf("make shard directory: %w", err)
 	}
 	n := &Node{o: o, log: o.Logger}
+	n.spare.init()
 	if err := n.sweep(); err != nil {
 		return nil, err
 	}

@@ -151,6 +151,7 @@ func (q *proposals) answer(p *proposal) {
 		took := now.Sub(p.began)
 		q.committed(now, took, p.room.bytes)
 		q.g.metrics.commitSeconds.Update(took.Seconds())
+		q.g.node.spare.saw(now, sawCommit, took, p.room.bytes)
 	}
 	if q.leave(p.room); q.count == 0 {
 		q.empty.Broadcast()

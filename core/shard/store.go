@@ -19,6 +19,18 @@ type guardedStore struct {
 	*raftlog.Store
 	running atomic.Bool // before, errors are returned: they end NewRaft
 	fail    func(error)
+	// applied, when this replica leads, is the index up to which Raft reads entries only to send them; otherwise 0.
+	applied func() uint64
+}
+
+// unloaded marks an entry whose data was not read. A leader reads 128 entries for a request to a follower that is behind, and 8 MiB of them are sent
+// (guard 11): the rest would be read from disk, and held in memory, for nothing. So entries that are no longer in memory are read when they are
+// sent. The mark never leaves this package: what is marked is applied already, so that Raft reads it for nothing else, and every request passes
+// through transport.load.
+var unloaded = []byte("unloaded")
+
+func isUnloaded(l *raft.Log) bool {
+	return len(l.Data) == 0 && len(l.Extensions) == len(unloaded) && &l.Extensions[0] == &unloaded[0]
 }
 
 func (s *guardedStore) die(err error) {
@@ -28,7 +40,15 @@ func (s *guardedStore) die(err error) {
 
 // GetLog implements raft.LogStore.
 func (s *guardedStore) GetLog(index uint64, l *raft.Log) error {
-	err := s.Store.GetLog(index, l)
+	var err error
+	if s.running.Load() && s.applied != nil && index <= s.applied() {
+		var whole bool
+		if whole, err = s.Store.GetHead(index, l); err == nil && !whole {
+			l.Extensions = unloaded
+		}
+	} else {
+		err = s.Store.GetLog(index, l)
+	}
 	if err != nil && err != raft.ErrLogNotFound && s.running.Load() {
 		s.die(err)
 	}

@@ -92,8 +92,8 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *ra
 	send := t.NetworkTransport.AppendEntries
 	if isHeartbeat(a) {
 		send = t.quick.AppendEntries
-	} else {
-		cutEntries(a)
+	} else if err := t.load(id, a); err != nil {
+		return err
 	}
 	sent := t.g.peers.sending()
 	if err := send(id, to, a, resp); err != nil {
@@ -107,16 +107,35 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *ra
 	return nil
 }
 
-// cutEntries bounds a request by bytes. The library counts only entries, and looks at the request
-// afterwards to see what was sent.
-func cutEntries(a *raft.AppendEntriesRequest) {
-	bytes := 0
+// load reads the entries of a request that are not in memory, and bounds it by bytes. The library counts only entries, and looks at the
+// request afterwards to see what was sent. What is read from disk is for a follower that is behind: it is sent at the rate that is left beside
+// live traffic, unless the group needs that follower.
+func (t *transport) load(to raft.ServerID, a *raft.AppendEntriesRequest) error {
+	bytes, read := int64(0), int64(0)
 	for i, e := range a.Entries {
-		if bytes += len(e.Data) + len(e.Extensions); bytes > maxAppendBytes && i > 0 {
+		if isUnloaded(e) {
+			if bytes >= maxAppendBytes && i > 0 { // it would be cut: leave it on disk
+				a.Entries = a.Entries[:i]
+				break
+			}
+			if err := t.g.log.GetLog(e.Index, e); err != nil {
+				return fmt.Errorf("load entry %d to send it: %w", e.Index, err)
+			}
+			read += int64(len(e.Data))
+		}
+		if bytes += int64(len(e.Data) + len(e.Extensions)); bytes > maxAppendBytes && i > 0 {
 			a.Entries = a.Entries[:i]
-			return
+			break
 		}
 	}
+	if read == 0 {
+		return nil
+	}
+	t.g.metrics.readToSend.AddInt64(read)
+	if t.g.canWaitFor(to) {
+		t.g.node.spare.wait(t.g.ctx, read)
+	}
+	return nil
 }
 
 // AppendEntriesPipeline implements raft.Transport.
@@ -145,7 +164,9 @@ func (p *pipeline) AppendEntries(a *raft.AppendEntriesRequest, resp *raft.Append
 	if err := p.t.mayLead(); err != nil {
 		return nil, err
 	}
-	cutEntries(a)
+	if err := p.t.load(p.to, a); err != nil {
+		return nil, err
+	}
 	if p.repeats(a, time.Now()) {
 		return nil, nil
 	}

@@ -1,0 +1,76 @@
+package shard
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/core/meta"
+)
+
+// TestGuard11OnlyWhatIsSentIsRead lets a follower be behind by more than is in memory, and checks that the leader reads each entry about once. The
+// library asks for 128 entries whatever fits into a request: each would be read many times.
+func TestGuard11OnlyWhatIsSentIsRead(t *testing.T) {
+	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = 3 * time.Second })
+	leader := c.leader()
+	f := follower(c, leader)
+	c.partition(f.id, true)
+	const entries, size = 60, 512 << 10
+	for i := range entries {
+		leader.mustPut(fmt.Sprintf("k%d=%s", i, strings.Repeat("x", size)))
+	}
+	if leader.group.log.Info().CacheBytes > entries*size/2 {
+		t.Fatal("too much is in memory for this test")
+	}
+	c.partition(f.id, false)
+	c.until("the follower has everything", c.same(leader, f))
+	if c.leader() != leader {
+		return // its counters do not tell
+	}
+	read := leader.group.metrics.readToSend.Get()
+	if read == 0 || read > entries*size*3/2 {
+		t.Errorf("%d bytes were read to send %d", read, entries*size)
+	}
+}
+
+func TestSpareRateFollowsLiveTraffic(t *testing.T) {
+	var s spare
+	s.init()
+	now := time.Unix(1000, 0)
+	step := func(took time.Duration) int64 {
+		for range 100 {
+			s.saw(now, sawWrite, took, 4096)
+		}
+		now = now.Add(sparePeriod)
+		return s.bytesPerSecond(now)
+	}
+	for range 1000 { // quiet: this is what a write takes here
+		s.saw(now, sawWrite, 20*time.Millisecond, 4096)
+	}
+	s.bytesPerSecond(now)
+	for range 50 {
+		step(20 * time.Millisecond)
+	}
+	if rate := step(20 * time.Millisecond); rate != SpareBytesPerSecondMax {
+		t.Errorf("rate %d though live traffic feels nothing", rate)
+	}
+	for range 50 {
+		step(100 * time.Millisecond)
+	}
+	if rate := step(100 * time.Millisecond); rate != spareMin {
+		t.Errorf("rate %d though writes take five times what they took", rate)
+	}
+	up := step(20 * time.Millisecond)
+	if again := step(20 * time.Millisecond); again <= up || again > up+spareStep {
+		t.Errorf("rate goes from %d to %d", up, again)
+	}
+	for range 100 {
+		s.saw(now, sawWrite, 10*time.Millisecond+time.Second, slowBytesPerSec) // a second's worth of bytes
+	}
+	before := s.bytesPerSecond(now)
+	now = now.Add(sparePeriod)
+	if s.bytesPerSecond(now) < before {
+		t.Error("large writes count as slow ones")
+	}
+}
