@@ -56,7 +56,9 @@ func (h *history) apply(entry []byte) Result {
 
 func (h *history) command() Command {
 	image := h.state.Image()
-	switch rapid.IntRange(0, 12).Draw(h.t, "command") {
+	switch rapid.IntRange(0, 15).Draw(h.t, "command") {
+	case 13, 14, 15:
+		return h.membership(image)
 	case 0, 1:
 		n := NodeID(rapid.IntRange(1, 5).Draw(h.t, "node"))
 		return &RegisterNode{Node: Node{ID: n, Incarnation: rapid.SampledFrom([]string{"a", "b"}).Draw(h.t, "inc"), Addr: fmt.Sprint("h", len(h.log))}}
@@ -212,6 +214,7 @@ func check(t *rapid.T, i *Image) {
 			t.Fatalf("topics of shard %d hold %d of its %d partitions", s.ID, n, s.Partitions)
 		}
 	}
+	checkMembers(t, i)
 	if i.answers.len() != i.answerOrder.len() || i.answers.len() > answersMax {
 		t.Fatalf("%d answers, %d in order", i.answers.len(), i.answerOrder.len())
 	}
