@@ -38,6 +38,7 @@ func (b *Broker) handleMetadata(_ context.Context, r *kafka.Request) kafka.Reply
 			m.create(ctx)
 		}
 		m.image = b.ctl.Image()
+		m.views = views{b: b, image: m.image}
 		m.answer()
 		return m.resp
 	}
@@ -48,6 +49,7 @@ type metadata struct {
 	req     *kmsg.MetadataRequest
 	version int16
 	image   *meta.Image
+	views   views
 	resp    *kmsg.MetadataResponse
 	refused map[string]int16 // topics that could not be created
 }
@@ -159,7 +161,7 @@ func (m *metadata) topic(t *meta.Topic) {
 }
 
 func (m *metadata) partition(p *meta.Partition) kmsg.MetadataResponseTopicPartition {
-	v := m.b.view(m.image, p)
+	v := m.views.of(p)
 	out := kmsg.NewMetadataResponseTopicPartition()
 	out.Partition, out.Leader, out.LeaderEpoch = p.Index, int32(v.leader), v.epoch
 	out.Replicas, out.ISR, out.OfflineReplicas = v.replicas, v.isr, v.offline
@@ -169,11 +171,35 @@ func (m *metadata) partition(p *meta.Partition) kmsg.MetadataResponseTopicPartit
 	return out
 }
 
-// partitionView is what clients are told about a partition; the slices belong to the response.
+// partitionView is what clients are told about a partition; the slices belong to the response and may be shared within it.
 type partitionView struct {
 	leader                 meta.NodeID // NoNode when there is none that clients can reach
 	epoch                  int32
 	replicas, isr, offline []int32
+}
+
+// views are the partitions of one answer. What lies in one shard has its leader and its replicas in common: they are looked up once, since
+// an answer may name ten thousand partitions, and agree within the answer.
+type views struct {
+	b       *Broker
+	image   *meta.Image
+	byShard map[meta.ShardID]partitionView // with an epoch base of 0
+}
+
+func (v *views) of(p *meta.Partition) partitionView {
+	if p.Move != nil {
+		return v.b.view(v.image, p)
+	}
+	s, ok := v.byShard[p.Shard]
+	if !ok {
+		s = v.b.view(v.image, &meta.Partition{Shard: p.Shard})
+		if v.byShard == nil {
+			v.byShard = make(map[meta.ShardID]partitionView)
+		}
+		v.byShard[p.Shard] = s
+	}
+	s.epoch += p.EpochBase
+	return s
 }
 
 // view puts together what this node knows about a partition.

@@ -96,17 +96,17 @@ func (b *Broker) describeTopic(image *meta.Image, t *meta.Topic, from int32, lim
 	answer := kmsg.NewDescribeTopicPartitionsResponseTopic()
 	answer.Topic, answer.TopicID, answer.IsInternal = kmsg.StringPtr(t.Name), t.ID, t.Internal
 	answer.AuthorizedOperations = topicOperations
-	next := from
+	next, known := from, views{b: b, image: image}
 	for ; int(next) < len(t.Partitions) && len(answer.Partitions) < limit; next++ {
-		answer.Partitions = append(answer.Partitions, b.describePartition(image, &t.Partitions[next]))
+		answer.Partitions = append(answer.Partitions, describePartition(&known, &t.Partitions[next]))
 	}
 	return answer, next
 }
 
-func (b *Broker) describePartition(image *meta.Image, p *meta.Partition) kmsg.DescribeTopicPartitionsResponseTopicPartition {
+func describePartition(known *views, p *meta.Partition) kmsg.DescribeTopicPartitionsResponseTopicPartition {
 	out := kmsg.NewDescribeTopicPartitionsResponseTopicPartition()
 	out.Partition = p.Index
-	v := b.view(image, p)
+	v := known.of(p)
 	out.LeaderID, out.LeaderEpoch = int32(v.leader), v.epoch
 	out.Replicas, out.ISR, out.OfflineReplicas = v.replicas, v.isr, v.offline
 	if v.leader == meta.NoNode {
