@@ -63,10 +63,13 @@ func (r *run) stopCleanly(p *process) {
 // fullLeaveMax bounds what a full disk has left: a write may still fit, or half of it.
 const fullLeaveMax = 64 << 10
 
-// victim is the process that a fault of a kind comes upon.
+// victim is the process that a fault of a kind comes upon, nil when it comes upon none alone.
 func (r *run) victim(k Kind, node int) *process {
-	if k == GatewayDie || k == GatewayCut {
+	switch k {
+	case GatewayDie, GatewayCut:
 		return r.cluster.gateway
+	case Blackout:
+		return nil
 	}
 	return r.cluster.nodes[node-1]
 }

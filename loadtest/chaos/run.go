@@ -238,8 +238,9 @@ func first(gaps []gap) gap {
 }
 
 // fault does one fault from its beginning until the cluster has healed, and measures what it cost.
-func (r *run) fault(ctx context.Context, f Fault) (healed bool, err error) {
+func (r *run) fault(ctx context.Context, f Fault) (bool, error) {
 	node := 0
+	var err error
 	if f.Role != "" {
 		if node, err = r.cluster.pick(ctx, f.Role); err != nil {
 			return false, err
@@ -250,28 +251,29 @@ func (r *run) fault(ctx context.Context, f Fault) (healed bool, err error) {
 	if err := r.hurt(ctx, f, node, &o); err != nil {
 		return false, fmt.Errorf("fault %d (%s, on %s): %w", f.Number, o.Text, o.On, err)
 	}
-	healed = r.heal(ctx, &o, node)
+	healed, until := r.heal(ctx, &o, node)
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
-	// A write that is under way now belongs to the fault too.
+	// A write that is under way now belongs to the fault too; what it cost to help the cluster does not.
 	if err := sleep(ctx, unavailableMax/4); err != nil {
 		return false, err
 	}
-	o.Gaps = r.timeline.gaps(o.Began, time.Since(r.start))
-	o.Worst, o.Stock = first(o.Gaps), r.clients.stock(o.Began, time.Since(r.start))
+	o.Gaps = r.timeline.gaps(o.Began, until)
+	o.Worst, o.Stock = first(o.Gaps), r.clients.stock(o.Began, until)
 	r.report.Faults = append(r.report.Faults, o)
 	r.say("     %s", o.told())
 	return healed, nil
 }
 
 // heal waits until the cluster has healed. If it does not, that is a violation; a restart of the node, and then its replacement by an empty one,
-// show what would help, and let the run go on.
-func (r *run) heal(ctx context.Context, o *Outcome, node int) bool {
+// show what would help, and let the run go on. until is when the cluster had healed, or was given up the first time.
+func (r *run) heal(ctx context.Context, o *Outcome, node int) (healed bool, until time.Duration) {
 	wait := func() error {
 		return r.cluster.await(ctx, healMax, "the cluster heals", func() error { return errors.Join(r.cluster.healthy(ctx), r.repaired()) })
 	}
 	err := wait()
+	until = time.Since(r.start)
 	for _, help := range []struct {
 		what string
 		do   func(context.Context, int) error
@@ -287,10 +289,10 @@ func (r *run) heal(ctx context.Context, o *Outcome, node int) bool {
 	}
 	if err != nil {
 		o.Wrong, o.Helped = err.Error(), "nothing"
-		return false
+		return false, until
 	}
 	o.Healed = time.Since(r.start)
-	return true
+	return true, until
 }
 
 // restart stops a node, one that has ended by itself too, and starts it again.
