@@ -142,7 +142,7 @@ func (p *produce) partition(topic *meta.Topic, records []byte, i, j int) {
 		p.fail(slot, topic, refused)
 		return
 	}
-	if refused := p.admit(id, part.Key(), batches); refused.code != codeNone {
+	if refused := p.admit(id, group, part.Key(), batches); refused.code != codeNone {
 		p.fail(slot, topic, refused)
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"sluice/core/meta"
 	"sluice/core/partition"
 	"sluice/core/record"
+	"sluice/core/shard"
 )
 
 // lowDisk refuses a batch for a shard with a voter whose disk is low. Clients try again after KAFKA_STORAGE_ERROR (librdkafka: "refresh and retry, message
@@ -22,18 +23,19 @@ func lowDisk(d controller.NodeDisk) rejection {
 }
 
 // admit asks the disks of a shard's voters whether batches may be taken, unless an earlier batch of the same producer waits for them.
-func (p *produce) admit(id meta.ShardID, key partition.Key, batches []byte) rejection {
+func (p *produce) admit(id meta.ShardID, g *shard.Group, key partition.Key, batches []byte) rejection {
 	first, _, err := record.Next(batches)
 	if err != nil {
 		return rejection{code: recordCode(err), message: err.Error()}
 	}
 	why := rejection{}
-	if p.b.queues.behind(key, first) {
+	term, _ := g.Serving() // a leader that does not serve any more refuses what comes of it
+	if p.b.queues.behind(key, term, first) {
 		why = reject(codeStorageError, "An earlier batch of this producer was refused for want of disk space and comes first: try again.")
 	} else {
 		p.asked += int64(len(batches))
 		if low, refused := p.b.ctl.Admit(id, int64(len(batches))); refused {
-			p.b.queues.refused(key, first)
+			p.b.queues.refused(key, term, first)
 			why = lowDisk(low)
 		}
 	}
@@ -58,8 +60,10 @@ type refusedProducer struct {
 	producer  int64
 }
 
-// refusedBatch is the first that was refused of a producer.
+// refusedBatch is the first that was refused of a producer, in a term of the shard's leader: what was refused here another leader may have taken
+// meanwhile, with all that follows it, and the producer never comes back with it.
 type refusedBatch struct {
+	term     uint64
 	epoch    int16
 	sequence int32
 	at       time.Time
@@ -72,8 +76,8 @@ const (
 	refusedMax = 20_000
 )
 
-// refused remembers a batch that was refused.
-func (r *refusedBatches) refused(key partition.Key, b record.Batch) {
+// refused remembers a batch that was refused in a term.
+func (r *refusedBatches) refused(key partition.Key, term uint64, b record.Batch) {
 	if b.ProducerID() < 0 {
 		return
 	}
@@ -82,12 +86,12 @@ func (r *refusedBatches) refused(key partition.Key, b record.Batch) {
 	if r.mu.first == nil || len(r.mu.first) >= refusedMax {
 		r.mu.first = make(map[refusedProducer]refusedBatch)
 	}
-	r.mu.first[refusedProducer{key, b.ProducerID()}] = refusedBatch{b.ProducerEpoch(), b.BaseSequence(), time.Now()}
+	r.mu.first[refusedProducer{key, b.ProducerID()}] = refusedBatch{term, b.ProducerEpoch(), b.BaseSequence(), time.Now()}
 	r.count.Store(int64(len(r.mu.first)))
 }
 
-// behind tells whether a batch follows one that was refused and has not come again. When that comes, it is forgotten.
-func (r *refusedBatches) behind(key partition.Key, b record.Batch) bool {
+// behind tells whether a batch follows one that was refused in this term and has not come again. When that comes, it is forgotten.
+func (r *refusedBatches) behind(key partition.Key, term uint64, b record.Batch) bool {
 	if r.count.Load() == 0 || b.ProducerID() < 0 {
 		return false
 	}
@@ -100,7 +104,7 @@ func (r *refusedBatches) behind(key partition.Key, b record.Batch) bool {
 	}
 	const half = 1 << 30 // of all sequences, which wrap at 2^31
 	after := uint32(b.BaseSequence()-first.sequence) & (1<<31 - 1)
-	if first.epoch == b.ProducerEpoch() && time.Since(first.at) < refusedKeep && after != 0 {
+	if first.term == term && first.epoch == b.ProducerEpoch() && time.Since(first.at) < refusedKeep && after != 0 {
 		return after < half
 	}
 	delete(r.mu.first, at)

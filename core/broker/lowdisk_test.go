@@ -108,17 +108,18 @@ func produceWaitsForADisk(t *testing.T, nodes int) {
 // TestWhatFollowsARefusedBatchWaits has a batch refused: what follows it waits, whatever else goes on, until it comes again.
 func TestWhatFollowsARefusedBatchWaits(t *testing.T) {
 	var r refusedBatches
+	term := uint64(3)
 	here, there := partition.Key{Index: 1}, partition.Key{Index: 2}
 	at := func(epoch int16, sequence int32) record.Batch { return sequenced(7, epoch, sequence, 2) }
 	expect := func(want bool, key partition.Key, b record.Batch) {
 		t.Helper()
-		if got := r.behind(key, b); got != want {
+		if got := r.behind(key, term, b); got != want {
 			t.Errorf("%v, producer %d, epoch %d, sequence %d: behind is %v", key, b.ProducerID(), b.ProducerEpoch(), b.BaseSequence(), got)
 		}
 	}
 	expect(false, here, at(0, 2))
-	r.refused(here, at(0, 4))
-	r.refused(here, batch(record.None, "a")) // not idempotent
+	r.refused(here, term, at(0, 4))
+	r.refused(here, term, batch(record.None, "a")) // not idempotent
 	expect(true, here, at(0, 6))
 	expect(true, here, at(0, 8))
 	expect(false, here, at(0, 2)) // sent again, stored long ago
@@ -127,10 +128,15 @@ func TestWhatFollowsARefusedBatchWaits(t *testing.T) {
 	expect(false, here, batch(record.None, "a"))
 	expect(false, here, at(0, 4))
 	expect(false, here, at(0, 6))
-	r.refused(here, at(0, 1<<31-2))
+	r.refused(here, term, at(0, 1<<31-2))
 	expect(true, here, at(0, 0)) // sequences wrap
 	expect(false, here, at(1, 0))
 	expect(false, here, at(1, 2))
+	// Another leader took it meanwhile, and then this node leads again: the producer is far ahead and comes with nothing older.
+	r.refused(here, term, at(1, 4))
+	term += 2
+	expect(false, here, at(1, 20))
+	expect(false, here, at(1, 22))
 	if n := r.count.Load(); n != 0 {
 		t.Errorf("%d are kept", n)
 	}
