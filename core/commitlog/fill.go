@@ -130,12 +130,25 @@ func (w *segmentWriter) Commit() error {
 		return fmt.Errorf("commit segment %d: %w", w.s.base, err)
 	}
 	if err := w.s.data.sync(); err != nil {
-		return fmt.Errorf("commit segment %d: sync: %w", w.s.base, err)
+		return fmt.Errorf("commit segment %d: sync: %w", w.s.base, errors.Join(err, w.discard()))
 	}
 	if err := w.install(); err != nil {
 		return fmt.Errorf("commit segment %d: %w", w.s.base, err)
 	}
 	return w.Close()
+}
+
+// discard empties the file after a failed sync: what was written may be in memory only, for ever, and read as if it were on
+// the disk. What is fetched next is written again.
+func (w *segmentWriter) discard() error {
+	w.l.mu.Lock()
+	w.part.resume = 0
+	grown := w.s.bytes > w.part.want.Bytes
+	w.l.mu.Unlock()
+	if grown {
+		return nil // the last segment: opened again, it is begun anew
+	}
+	return w.file.Truncate(0)
 }
 
 func (w *segmentWriter) verify() error {

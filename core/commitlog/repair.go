@@ -122,10 +122,20 @@ func (w *repairWriter) commit() error {
 	if err := w.copyTail(&t); err != nil { // most of it, while appends go on
 		return err
 	}
-	if err := w.file.Sync(); err != nil {
-		return fmt.Errorf("sync: %w", err)
+	if err := w.sync(); err != nil {
+		return err
 	}
 	return w.install(&t)
+}
+
+// sync makes the copy durable. After a failure it is begun anew: what was written may be in memory only.
+func (w *repairWriter) sync() error {
+	err := w.file.Sync()
+	if err == nil {
+		return nil
+	}
+	w.part.resume, w.part.created = 0, false
+	return fmt.Errorf("sync: %w", err)
 }
 
 // copyTail copies what was appended since t from the damaged file.
@@ -175,8 +185,8 @@ func (w *repairWriter) install(t *tally) error {
 	if t.crc != s.crc { // no append runs
 		return fmt.Errorf("%w: %s: what was appended since the damage was found is damaged too", ErrCorrupt, w.file.Name())
 	}
-	if err := w.file.Sync(); err != nil {
-		return fmt.Errorf("sync: %w", err)
+	if err := w.sync(); err != nil {
+		return err
 	}
 	if err := l.fs.Rename(l.path(s.base, repairSuffix), l.path(s.base, dataSuffix)); err != nil {
 		return err

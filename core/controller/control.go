@@ -64,6 +64,11 @@ const (
 	opElect
 )
 
+// Requests of repair.
+const (
+	opRenew op = iota + 40 // this node's replica is damaged: take it out of its group, so that it can begin anew
+)
+
 type status uint8
 
 const (

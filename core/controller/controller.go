@@ -97,6 +97,7 @@ type Controller struct {
 	disks   *disks
 	scrub   *partition.Scrubber
 	stages  *stages
+	heals   *heals
 	metrics *controllerMetrics
 
 	whole    vfs.Whole // nil where the file system has none
@@ -131,7 +132,7 @@ func Open(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, log: o.Logger, id: id, machine: newMachine(),
 		progress: newNotifier(), beat: newNotifier(), current: make(chan struct{}), ready: make(chan struct{}),
-		balanceWake: make(chan struct{}, 1), removed: make(chan struct{}),
+		heals: newHeals(), balanceWake: make(chan struct{}, 1), removed: make(chan struct{}),
 	}
 	if err := c.open(); err != nil {
 		_ = c.closeFiles()
@@ -271,14 +272,9 @@ func (c *Controller) serve(ctx context.Context) error {
 	if err := c.enterCluster(ctx); err != nil {
 		return err
 	}
-	g, err := c.node.Open(meta.MetadataShard, c.machine)
-	if errors.Is(err, shard.ErrDamaged) {
-		return fmt.Errorf("open the metadata group: %w: remove %s and let the node join the cluster again", err, c.o.DataDir)
+	if err := c.openMetadata(ctx); err != nil || ctx.Err() != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("open the metadata group: %w", err)
-	}
-	c.metadata.Store(g)
 	run, ctx := errgroup.WithContext(ctx)
 	run.Go(func() error { c.keepBeat(ctx); return nil })
 	run.Go(func() error { c.lead.run(ctx); return nil })
@@ -289,17 +285,21 @@ func (c *Controller) serve(ctx context.Context) error {
 	run.Go(func() error { c.scrub.Run(ctx); return nil })
 	run.Go(func() error { c.stages.run(ctx); return nil })
 	run.Go(func() error { return c.register(ctx) })
-	run.Go(func() error { return c.watchMetadata(ctx, g) })
+	run.Go(func() error { return c.watchMetadata(ctx) })
 	run.Go(func() error { c.reconcile(ctx, run); return nil })
 	return run.Wait()
 }
 
-// watchMetadata ends the node when its replica of the metadata has stopped.
-func (c *Controller) watchMetadata(ctx context.Context, g *shard.Group) error {
+// watchMetadata opens this node's replica of the metadata again when it has stopped, and ends the node when it was removed.
+func (c *Controller) watchMetadata(ctx context.Context) error {
 	for {
+		g := c.group()
 		beat, changed := c.beat.wait(), g.Changed()
 		if err := g.Err(); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("metadata group stopped: %w", err)
+			if err := c.reopenMetadata(ctx, err); err != nil {
+				return err
+			}
+			continue
 		}
 		if c.Image().Unregistered(c.id.server()) {
 			return ErrRemoved
@@ -307,6 +307,7 @@ func (c *Controller) watchMetadata(ctx context.Context, g *shard.Group) error {
 		select {
 		case <-c.removed:
 			return ErrRemoved
+		case <-g.Failed():
 		case <-changed:
 		case <-beat:
 		case <-ctx.Done():

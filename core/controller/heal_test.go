@@ -5,14 +5,18 @@ import (
 	"context"
 	"fmt"
 
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"sluice/core/meta"
 	"sluice/core/partition"
 	"sluice/core/record"
+	"sluice/core/shard"
 	"sluice/core/vfs"
 )
 
@@ -21,9 +25,9 @@ func segmentsTopic(name string) meta.NewTopic {
 	return meta.NewTopic{Name: name, Partitions: 1, ReplicationFactor: 3, Configs: map[string]string{"segment.bytes": fmt.Sprint(1 << 20)}}
 }
 
-// scrubbing makes a node look at its segments all the time.
+// scrubbing makes a node look at its segments often.
 func scrubbing(o Options) Options {
-	o.ScrubInterval, o.ScrubBytesPerSecond = 50*time.Millisecond, 1<<40
+	o.ScrubInterval, o.ScrubBytesPerSecond = 300*time.Millisecond, 64<<20
 	return o
 }
 
@@ -45,6 +49,7 @@ func writeUntil(stop <-chan struct{}, all func() []*member, key partition.Key, v
 			return acked
 		default:
 		}
+		pause(context.Background(), 5*time.Millisecond)
 		for _, m := range all() {
 			_, g, ok := m.Local(key.Topic, key.Index)
 			if !ok {
@@ -210,5 +215,232 @@ func checkBatches(t *testing.T, data []byte, offset int64) {
 			t.Fatalf("batch %d read at %d: %v", b.BaseOffset(), offset, err)
 		}
 		offset, rest = b.NextOffset(), after
+	}
+}
+
+// healthy waits until every replica of every node runs, votes, and is in sync.
+func healthy(t *testing.T, all []*member) {
+	t.Helper()
+	all[0].eventually("everything in sync", func() bool {
+		for _, m := range all {
+			if len(m.heals.status()) > 0 || m.group().Err() != nil || m.Image().Index() < all[0].Image().Index() {
+				return false
+			}
+			for _, s := range all[0].Image().Shards() {
+				r := m.replica(s.ID)
+				if r == nil || r.group.Err() != nil || !r.set.Complete() {
+					return false
+				}
+				if _, leads := r.group.Serving(); leads && votersInSync(r.group) != 3 {
+					return false
+				}
+			}
+		}
+		return underReplicated(all[0].Image()) == 0 && votersInSync(leaderOf(t, all).group()) == 3
+	})
+}
+
+func votersInSync(g *shard.Group) int {
+	n := 0
+	for _, x := range g.Replicas() {
+		if x.Voter && x.InSync {
+			n++
+		}
+	}
+	return n
+}
+
+// underLoad writes to a partition while do runs, and checks afterwards that every replica is whole, has what was
+// acknowledged, and has the same files.
+func underLoad(t *testing.T, all []*member, topic string, do func()) {
+	t.Helper()
+	key := partition.Key{Topic: all[0].Image().Topic(topic).ID}
+	var nodes atomic.Pointer[[]*member]
+	set := func() { now := slices.Clone(all); nodes.Store(&now) }
+	set()
+	stop := make(chan struct{})
+	acked := make(chan int, 1)
+	go func() { acked <- writeUntil(stop, func() []*member { return *nodes.Load() }, key, 40<<10) }()
+	end := all[0].part(key).End()
+	do()
+	set()
+	all[0].eventually("further records", func() bool { p := all[0].part(key); return p != nil && p.End() > end+20 })
+	healthy(t, all)
+	close(stop)
+	n := <-acked
+	sameFiles(t, all, topic)
+	for _, m := range all {
+		if got := m.part(key).End(); got < int64(n) {
+			t.Errorf("node %d has %d records, %d were acknowledged", m.Self(), got, n)
+		}
+	}
+}
+
+// faultTrio is a trio whose disks can be made to fail.
+func faultTrio(t *testing.T) ([]*member, []*vfs.Fault) {
+	t.Helper()
+	var all []*member
+	var disks []*vfs.Fault
+	for id := meta.NodeID(1); id <= 3; id++ {
+		o := scrubbing(options(id))
+		if len(all) > 0 {
+			o.Join = []string{all[0].Addr()}
+		}
+		fault := vfs.NewFault(o.FS)
+		o.FS = fault
+		all, disks = append(all, start(t, o)), append(disks, fault)
+	}
+	all[0].eventually("three voters", func() bool { return voters(all[0]) == 3 })
+	return all, disks
+}
+
+// TestFailedSyncHeals: every sync of one node fails for a moment, also those of its metadata. Its replicas stop and come
+// back by themselves; the others go on.
+func TestFailedSyncHeals(t *testing.T) {
+	all, disks := faultTrio(t)
+	all[0].create(segmentsTopic("t"))
+	for i, m := range all {
+		underLoad(t, all, "t", func() {
+			var failed atomic.Int64
+			disks[i].SetHook(func(op vfs.Op, name string) error {
+				if op == vfs.OpSync {
+					failed.Add(1)
+					return fmt.Errorf("sync %s: %w", name, syscall.EIO)
+				}
+				return nil
+			})
+			m.eventually("a replica to stop", func() bool { return failed.Load() > 0 && len(m.heals.status()) > 0 })
+			disks[i].SetHook(nil)
+		})
+	}
+}
+
+// TestFullDiskHeals: one node's disk takes no more data for a while.
+func TestFullDiskHeals(t *testing.T) {
+	all, disks := faultTrio(t)
+	all[0].create(segmentsTopic("t"))
+	m := all[2]
+	underLoad(t, all, "t", func() {
+		disks[2].SetHook(func(op vfs.Op, name string) error {
+			if op == vfs.OpWrite || op == vfs.OpCreate {
+				return fmt.Errorf("write %s: %w", name, syscall.ENOSPC)
+			}
+			return nil
+		})
+		disks[2].SetFree(0)
+		key := partition.Key{Topic: all[0].Image().Topic("t").ID}
+		m.eventually("a replica to stop", func() bool { return len(m.heals.status()) > 0 })
+		end := all[0].part(key).End()
+		disks[2].SetFree(1 << 40) // the others need not refuse records: it is the disk's own doing
+		all[0].eventually("the others to go on", func() bool { return all[0].part(key).End() > end })
+		disks[2].SetHook(nil)
+	})
+}
+
+// TestDamagedFilesHeal damages the files of a stopped node in every way and starts it: it heals without anybody's help.
+func TestDamagedFilesHeal(t *testing.T) {
+	whole := t // nodes live longer than one case
+	all := scrubbingTrio(t)
+	all[0].create(segmentsTopic("t"))
+	id := all[0].Image().Topic("t").Partitions[0].Shard
+	dir := fmt.Sprintf("/data/shards/%d", id)
+	damages := []struct {
+		name   string
+		damage func(t *testing.T, fsys vfs.FS)
+	}{
+		{"segments cut and gone", func(t *testing.T, fsys vfs.FS) {
+			files := listSuffix(t, fsys, "/data/t-0", ".log")
+			removeFile(t, fsys, files[0])
+			cutFile(t, fsys, files[len(files)-1], 100)
+			flipByte(t, fsys, files[1], 777)
+		}},
+		{"indexes", func(t *testing.T, fsys vfs.FS) {
+			for i, name := range listSuffix(t, fsys, "/data/t-0", ".slx") {
+				if i%2 == 0 {
+					flipByte(t, fsys, name, 200)
+				} else {
+					cutFile(t, fsys, name, 130)
+				}
+			}
+		}},
+		{"partition.metadata", func(t *testing.T, fsys vfs.FS) { cutFile(t, fsys, "/data/t-0/partition.metadata", 20) }},
+		{"origin", func(t *testing.T, fsys vfs.FS) { flipByte(t, fsys, "/data/origin.id", 3) }},
+		{"raft log flipped", func(t *testing.T, fsys vfs.FS) {
+			for _, name := range listSuffix(t, fsys, dir+"/log", ".rlog") {
+				flipByte(t, fsys, name, 300)
+			}
+		}},
+		{"raft log cut", func(t *testing.T, fsys vfs.FS) {
+			for _, name := range listSuffix(t, fsys, dir+"/log", ".rlog") {
+				cutFile(t, fsys, name, 0)
+			}
+		}},
+		{"raft log gone", func(t *testing.T, fsys vfs.FS) { removeAll(t, fsys, dir+"/log") }},
+		{"replica gone", func(t *testing.T, fsys vfs.FS) { removeAll(t, fsys, dir) }},
+		{"checkpoint flipped", func(t *testing.T, fsys vfs.FS) { flipByte(t, fsys, dir+"/checkpoint", 50) }},
+		{"checkpoint cut", func(t *testing.T, fsys vfs.FS) { cutFile(t, fsys, dir+"/checkpoint", 50) }},
+		{"checkpoint gone", func(t *testing.T, fsys vfs.FS) { removeFile(t, fsys, dir+"/checkpoint") }},
+		{"metadata log flipped", func(t *testing.T, fsys vfs.FS) {
+			flipByte(t, fsys, listSuffix(t, fsys, "/data/shards/0/log", ".rlog")[0], 100)
+		}},
+		{"metadata gone", func(t *testing.T, fsys vfs.FS) { removeAll(t, fsys, "/data/shards/0") }},
+	}
+	for i, d := range damages {
+		t.Run(d.name, func(t *testing.T) {
+			at := i % 3
+			for _, m := range all {
+				m.t = t
+			}
+			underLoad(t, all, "t", func() {
+				all[at].eventually("closed segments", func() bool { return len(all[at].segmentFiles("t")) > 3 })
+				all[at].stop()
+				d.damage(t, all[at].o.FS)
+				all[at] = start(whole, all[at].o)
+				all[at].t = t
+			})
+		})
+	}
+}
+
+func listSuffix(t *testing.T, fsys vfs.FS, dir, suffix string) (out []string) {
+	t.Helper()
+	names, err := fsys.List(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, suffix) {
+			out = append(out, dir+"/"+name)
+		}
+	}
+	if len(out) == 0 {
+		t.Fatalf("%s has no file *%s", dir, suffix)
+	}
+	return out
+}
+
+func cutFile(t *testing.T, fsys vfs.FS, name string, size int64) {
+	t.Helper()
+	f, err := fsys.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func removeFile(t *testing.T, fsys vfs.FS, name string) {
+	t.Helper()
+	if err := fsys.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func removeAll(t *testing.T, fsys vfs.FS, name string) {
+	t.Helper()
+	if err := fsys.RemoveAll(name); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -58,7 +58,17 @@ func (m *machine) apply(l *raft.Log) any {
 	return r
 }
 
+// rewind lets a group that is opened anew begin at its beginning. The image that was published stays until the state is as
+// new. It is called while no group uses the machine.
+func (m *machine) rewind() {
+	m.state = meta.NewState(nil)
+	m.failed.Store(nil)
+}
+
 func (m *machine) publish() {
+	if m.state.Image().Index() < m.image.Load().Index() {
+		return
+	}
 	m.image.Store(m.state.Image())
 	m.changed.notify()
 }

@@ -60,7 +60,7 @@ func (m *members) pass(ctx context.Context) (changed bool, err error) {
 	if len(nodes) == 0 {
 		return false, nil
 	}
-	r := &roster{have: m.c.group().Replicas(), self: m.c.id.server(), usable: func(s meta.Server) bool { return m.c.lead.live(s.Node) }}
+	r := &roster{have: m.c.group().Replicas(), self: m.c.id.server(), usable: m.usable}
 	next := r.towardsQuorum(m.quorum())
 	if next.what == actNothing {
 		return false, nil
@@ -70,6 +70,10 @@ func (m *members) pass(ctx context.Context) (changed bool, err error) {
 	}
 	m.c.log.Info("changed the members of the metadata group", "change", actionNames[next.what], "server", next.who, "members", len(m.c.group().Replicas()))
 	return true, nil
+}
+
+func (m *members) usable(s meta.Server) bool {
+	return m.c.lead.live(s.Node) && !m.c.heals.isHeld(meta.MetadataShard, s)
 }
 
 // quorum says who shall vote. A node that drains counts, and keeps its vote where nobody can take it, until it has no replicas

@@ -33,6 +33,7 @@ func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
 	c.findReplicas()
 	for {
 		changed, progress := c.Changed(), c.progress.wait()
+		c.closeFailed(ctx, run)
 		err := errors.Join(c.openWanted(ctx, run), c.removeReplicas(ctx))
 		var retry <-chan time.Time
 		if err != nil {
@@ -48,6 +49,7 @@ func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
 		select {
 		case <-changed:
 		case <-progress:
+		case <-c.heals.due():
 		case <-retry:
 		case <-ctx.Done():
 			return
@@ -62,7 +64,7 @@ func (c *Controller) openWanted(ctx context.Context, run *errgroup.Group) error 
 	openers.SetLimit(openersMax)
 	for i, s := range image.Shards() {
 		if ctx.Err() == nil && c.shallOpen(image, s) {
-			openers.Go(func() error { errs[i] = c.openShard(ctx, run, s); return nil })
+			openers.Go(func() error { errs[i] = c.openOrHeal(ctx, run, s); return nil })
 		}
 	}
 	_ = openers.Wait() // the errors are in errs, all of them
@@ -99,11 +101,12 @@ func (c *Controller) openShard(ctx context.Context, run *errgroup.Group, s *meta
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	r := &replica{c: c, id: s.ID, group: group, set: set, cancel: cancel}
-	r.running.Add(3)
+	r.running.Add(4)
 	c.setReplica(s.ID, r)
 	run.Go(func() error { defer r.running.Done(); r.runMoves(ctx); return nil })
 	run.Go(func() error { defer r.running.Done(); r.run(ctx); return nil })
 	run.Go(func() error { defer r.running.Done(); c.runSet(ctx, r); return nil })
+	run.Go(func() error { defer r.running.Done(); c.watchReplica(ctx, r); return nil })
 	return nil
 }
 
@@ -121,6 +124,7 @@ func (c *Controller) setReplica(id meta.ShardID, r *replica) {
 func (c *Controller) runSet(ctx context.Context, r *replica) {
 	if err := r.set.Run(ctx); err != nil && ctx.Err() == nil {
 		c.log.Error("partitions of a shard stopped", "shard", r.id, "err", err)
+		c.progress.notify()
 	}
 }
 

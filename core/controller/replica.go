@@ -281,7 +281,7 @@ func (r *replica) confirm(ctx context.Context, removals []meta.Removal) error {
 
 func (r *replica) usable(s meta.Server) bool {
 	n, ok := r.c.Image().Node(s.Node)
-	return ok && !n.Fenced && n.Incarnation == s.Incarnation
+	return ok && !n.Fenced && n.Incarnation == s.Incarnation && !r.c.heals.isHeld(r.id, s)
 }
 
 // found looks after a shard that never had a leader, before anybody knows of it. It waits a moment

@@ -39,8 +39,13 @@ type servedShard struct {
 }
 
 // serveControl answers another node of the cluster.
-func (c *Controller) serveControl(ctx context.Context, _ meta.NodeID, conn net.Conn) {
-	serveConn(ctx, conn, c.answer)
+func (c *Controller) serveControl(ctx context.Context, from meta.NodeID, conn net.Conn) {
+	serveConn(ctx, conn, func(ctx context.Context, r *controlRequest) (any, error) {
+		if r.Op == opRenew {
+			return nil, c.serveRenew(ctx, from, r)
+		}
+		return c.answer(ctx, r)
+	})
 }
 
 func (c *Controller) answer(ctx context.Context, r *controlRequest) (any, error) {

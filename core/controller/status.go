@@ -14,6 +14,7 @@ type controllerMetrics struct {
 	set                              *metrics.Set
 	commands, commandErrors, retries *metrics.Counter
 	dutyErrors, retentions           *metrics.Counter
+	renewed, reopened                *metrics.Counter
 }
 
 func newControllerMetrics(c *Controller) *controllerMetrics {
@@ -48,6 +49,8 @@ func newControllerMetrics(c *Controller) *controllerMetrics {
 	disk("free_bytes", func(d *DiskState) float64 { return float64(d.FreeBytes) })
 	disk("reserve_bytes", func(d *DiskState) float64 { return float64(d.ReserveBytes) })
 	disk("low_disk", func(d *DiskState) float64 { return float64(boolRank(d.Low)) })
+	s.NewGauge("sluice_repair_stopped_replicas", func() float64 { return float64(len(c.heals.status())) })
+	m.renewed, m.reopened = s.NewCounter("sluice_repair_renewed_replicas_total"), s.NewCounter("sluice_repair_reopened_replicas_total")
 	s.NewGauge("sluice_controller_low_disks", func() float64 { return float64(c.disks.count()) })
 	s.NewGauge("sluice_controller_commands_applied", func() float64 { return float64(c.machine.applied.Load()) })
 	return m
@@ -107,9 +110,11 @@ type Status struct {
 	Nodes       []meta.Node
 	Disks       []NodeDisk
 	Scrub       partition.ScrubStatus
-	Shards      []ShardStatus
-	Moves       []MoveStatus `json:",omitempty"`
-	Metadata    any
+	// Healing are the replicas of this node that have stopped and are brought back.
+	Healing  []HealStatus `json:",omitempty"`
+	Shards   []ShardStatus
+	Moves    []MoveStatus `json:",omitempty"`
+	Metadata any
 }
 
 // ShardStatus is one shard as this node sees it. Replica is nil when it has none here.
@@ -137,6 +142,7 @@ func (c *Controller) Status() any {
 	}
 	s.Moves = c.Moves()
 	s.Disks, s.Scrub = c.disks.all(), c.scrub.Status()
+	s.Healing = c.heals.status()
 	select {
 	case <-c.ready:
 		s.Ready = true

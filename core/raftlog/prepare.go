@@ -2,7 +2,11 @@ package raftlog
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"syscall"
+	"time"
 
 	"sluice/core/vfs"
 )
@@ -31,10 +35,30 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-s.failed:
 			return s.Err()
 		case <-s.want:
-			if err := s.prepare(); err != nil {
+			err := s.prepare()
+			if errors.Is(err, syscall.ENOSPC) {
+				s.waitForSpace(ctx, err)
+			} else if err != nil {
 				return s.latch(err)
 			}
 		}
+	}
+}
+
+// spaceWait is how long Run waits before it asks a full disk again for the next file.
+const spaceWait = time.Second
+
+// waitForSpace keeps the wish for a file. The log goes on meanwhile: it fails only when it needs a file that it cannot
+// have.
+func (s *Store) waitForSpace(ctx context.Context, err error) {
+	s.o.Logger.Warn("no space for the next raft log file", "err", err)
+	t := time.NewTimer(spaceWait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		s.wake()
+	case <-s.failed:
+	case <-ctx.Done():
 	}
 }
 
@@ -128,9 +152,17 @@ func (s *Store) createFile(life uint64, size int64, fill bool) (*segment, error)
 	}
 	if err != nil {
 		f.Close()
-		return nil, err
+		return nil, errors.Join(err, s.removeUnused(life))
 	}
 	return g, nil
+}
+
+// removeUnused removes a file that could not be made: it may hold the last of the space.
+func (s *Store) removeUnused(life uint64) error {
+	if err := s.fs.Remove(s.path(life)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove unfinished raft log file: %w", err)
+	}
+	return nil
 }
 
 // reserve takes the file's space from the file system, so that a full disk shows here and not in the middle of an entry.

@@ -61,6 +61,11 @@ type Options struct {
 	FirstSegmentBytes, SegmentBytes int64
 	// CacheBytes bounds the entries kept in memory (0: 8 MiB).
 	CacheBytes int64
+	// Durable is what Durable said of the Store that had this log open before in this process and failed; 0: nothing is
+	// known. A sync that failed may leave records in the system's memory that are not on the disk and never will be: they
+	// read as if they were there. Nothing behind Durable is believed then, and the file that holds it is not written to
+	// again.
+	Durable uint64
 	// Observe is called after every write that was synced, with the time that writing and syncing
 	// took and the bytes written. It must not block. Nil: nobody is told.
 	Observe func(took time.Duration, bytes int64)
@@ -104,6 +109,7 @@ type Store struct {
 		sync.Mutex
 		pos        position // of the next record
 		stagedVote uint64   // LastVoteTerm waiting for its LastVoteCand
+		fresh      bool     // the next record goes into a new file
 		buf        []byte
 	}
 	// mu guards what readers see. It is never held during a call of the file system.
@@ -163,6 +169,13 @@ func (s *Store) Busy() time.Duration {
 		return 0
 	}
 	return time.Since(s.born) - time.Duration(since)
+}
+
+// Durable returns the sequence number of the last record that is known to be synced.
+func (s *Store) Durable() uint64 {
+	s.write.Lock()
+	defer s.write.Unlock()
+	return s.write.pos.seq - 1
 }
 
 // latch keeps the first error and returns it wrapped, for all callers alike.

@@ -35,9 +35,13 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
+	if chain, err = s.distrust(chain); err != nil {
+		return err
+	}
 	if err := s.replay(chain); err != nil {
 		return err
 	}
+	s.write.fresh = s.o.Durable > 0
 	if err := s.settle(chain, rest); err != nil {
 		return err
 	}
@@ -145,6 +149,33 @@ func (s *Store) chain(files []*found) (chain, rest []*found, err error) {
 	return chain, rest, nil
 }
 
+// distrust removes the files whose first record is not known to be synced, see Options.Durable.
+func (s *Store) distrust(chain []*found) ([]*found, error) {
+	if s.o.Durable == 0 {
+		return chain, nil
+	}
+	for len(chain) > 1 && chain[len(chain)-1].header.firstSeq > s.o.Durable {
+		last := chain[len(chain)-1]
+		chain = chain[:len(chain)-1]
+		if err := s.remove(last.segment); err != nil {
+			return nil, err
+		}
+	}
+	return chain, nil
+}
+
+// stop returns the first sequence number that does not count in a file of the chain: its successor begins with it, or
+// it is not known to be synced. 0: there is none.
+func (s *Store) stop(chain []*found, i int) uint64 {
+	switch {
+	case i+1 < len(chain):
+		return chain[i+1].header.firstSeq
+	case s.o.Durable > 0:
+		return s.o.Durable + 1
+	}
+	return 0
+}
+
 // unsyncedFirstGroup tells whether everything in a file without a header can be the group that was
 // being written when the machine stopped: then nothing in it was written after a sync of it.
 func (s *Store) unsyncedFirstGroup(f, last *found) (bool, error) {
@@ -186,7 +217,7 @@ func (s *Store) replay(chain []*found) error {
 				chain[i-1].file.Name(), s.write.pos.seq-1, f.file.Name(), pos.seq)
 		}
 		s.write.pos = pos
-		if err := s.replayFile(f, &known); err != nil {
+		if err := s.replayFile(f, s.stop(chain, i), &known); err != nil {
 			return err
 		}
 	}
@@ -196,10 +227,15 @@ func (s *Store) replay(chain []*found) error {
 	return nil
 }
 
-func (s *Store) replayFile(f *found, known *bool) error {
+// replayFile applies the records of one file up to the sequence number stop, if that is not 0. What follows there was not
+// known to be synced when the next file was begun, and does not count.
+func (s *Store) replayFile(f *found, stop uint64, known *bool) error {
 	w := &window{file: f.file, size: f.size}
 	for {
 		p := &s.write.pos
+		if p.seq == stop {
+			return nil
+		}
 		h, payload, err := w.record(p.off, f.life)
 		if err == nil && (h.seq != p.seq || h.prevCRC != p.prevCRC) {
 			err = errBadRecord

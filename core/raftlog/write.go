@@ -98,7 +98,7 @@ func (s *Store) begin(space int64) (*group, error) {
 	s.writeSince.Store(int64(max(time.Since(s.born), 1)))
 	g := &group{s: s, at: s.write.pos, durable: s.write.pos.seq - 1, buf: s.write.buf[:0], state: st}
 	g.bufOff, g.from = g.at.off, g.at.off
-	if g.at.off+space > g.at.segment.size && g.at.off > fileHeaderBytes {
+	if full := g.at.off+space > g.at.segment.size && g.at.off > fileHeaderBytes; full || s.write.fresh {
 		if err := s.rotate(g); err != nil {
 			return nil, s.abort(err)
 		}
@@ -243,6 +243,7 @@ func (s *Store) end(g *group, logs []*raft.Log) error {
 	} else {
 		s.write.buf = nil
 	}
+	s.write.fresh = s.write.fresh && !g.opened
 	s.publish(g, logs)
 	if g.opened {
 		for _, unused := range s.forget() {

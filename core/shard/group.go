@@ -37,6 +37,7 @@ type Group struct {
 
 	cur        atomic.Pointer[replica]
 	installing atomic.Uint64 // index of the checkpoint that Raft is installing
+	marked     bool          // belongs to the watcher: see keepMark
 	stopping   atomic.Bool   // no requests are taken any more
 
 	checkpointing sync.Mutex // held while a checkpoint is taken or installed
@@ -83,7 +84,7 @@ func openGroup(n *Node, id meta.ShardID, sm StateMachine) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	g.log, g.points = d.log, d.points
+	g.log, g.points, g.marked = d.log, d.points, d.log.Info().Term > 0
 	g.points.refuse, g.points.broken, g.points.written = g.refuseInstall, g.fail, g.metrics.checkpoint
 	index, _ := g.points.current()
 	g.sinceBytes.Store(g.log.Span(index, d.log.Info().Last))
@@ -92,6 +93,7 @@ func openGroup(n *Node, id meta.ShardID, sm StateMachine) (*Group, error) {
 	r, err := g.start()
 	if err != nil {
 		g.cancel()
+		n.noteSynced(id, g.log)
 		return nil, errors.Join(err, g.log.Close())
 	}
 	g.run(r, d.fresh)
@@ -256,6 +258,7 @@ func (g *Group) stop(first func()) {
 		g.cur.Load().stop()
 		close(g.gone)
 		g.wg.Wait()
+		g.node.noteSynced(g.id, g.log)
 		if err := g.log.Close(); err != nil {
 			g.slog.Warn("log not closed", "err", err)
 		}

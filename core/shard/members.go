@@ -59,9 +59,11 @@ func (g *Group) RemoveServer(ctx context.Context, s meta.Server) error {
 	if err := g.await(ctx, func() bool { return g.canSpare(s) }); err != nil {
 		return fmt.Errorf("remove %s from shard %d: %w: %w", s, g.id, ErrNotInSync, err)
 	}
-	return g.change(ctx, "remove member", s, func(r *raft.Raft) raft.Future {
+	err := g.change(ctx, "remove member", s, func(r *raft.Raft) raft.Future {
 		return r.RemoveServer(serverID(s), 0, stopTimeout)
 	})
+	g.peers.forget(serverID(s)) // should it be added again, what it answered before means nothing
+	return err
 }
 
 // Transfer hands leadership to a voter on a node. It returns when this replica no longer leads, and

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sluice/core/meta"
+	"sluice/core/raftlog"
 )
 
 const shardsDir = "shards"
@@ -36,6 +37,8 @@ type Node struct {
 		opening  map[meta.ShardID]bool
 		handlers map[string]Handler
 		conns    map[net.Conn]struct{}
+		// synced is, of logs that were closed in this process, the last record that was known to be synced.
+		synced map[meta.ShardID]uint64
 	}
 }
 
@@ -71,6 +74,7 @@ func NewNode(o Options) (*Node, error) {
 	n.mu.opening = map[meta.ShardID]bool{}
 	n.mu.handlers = map[string]Handler{}
 	n.mu.conns = map[net.Conn]struct{}{}
+	n.mu.synced = map[meta.ShardID]uint64{}
 	return n, nil
 }
 
@@ -209,6 +213,23 @@ func (n *Node) release(id meta.ShardID) {
 	delete(n.mu.opening, id)
 }
 
+// noteSynced keeps how far a log that is about to be closed was synced, for who opens it again.
+func (n *Node) noteSynced(id meta.ShardID, log *raftlog.Store) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if log.Err() != nil {
+		n.mu.synced[id] = log.Durable()
+	} else {
+		delete(n.mu.synced, id)
+	}
+}
+
+func (n *Node) syncedUpTo(id meta.ShardID) uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.mu.synced[id]
+}
+
 // Remove stops the replica if it is open and deletes what it has on disk. The caller has made sure
 // that the replica is no longer a member (guard 7 in DESIGN.md).
 func (n *Node) Remove(id meta.ShardID) error {
@@ -216,6 +237,9 @@ func (n *Node) Remove(id meta.ShardID) error {
 	if g := n.take(id); g != nil {
 		g.halt()
 	}
+	n.mu.Lock()
+	delete(n.mu.synced, id)
+	n.mu.Unlock()
 	return n.removeDir(id)
 }
 

@@ -74,6 +74,13 @@ func (p *peers) lostSince(id raft.ServerID, since time.Time) bool {
 	return p.lost[id].After(since)
 }
 
+// forget drops what is known of a server.
+func (p *peers) forget(id raft.ServerID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.byID, id)
+}
+
 // get returns what is known of a follower: whether it answers, is in sync, and its last index.
 func (p *peers) get(id raft.ServerID) (answers, inSync, complete bool, lastIndex uint64) {
 	p.mu.Lock()

@@ -33,6 +33,12 @@ func (n *Node) Bootstrap(id meta.ShardID, voters []meta.Server) error {
 		}
 		return fmt.Errorf("bootstrap shard %d: it is open and waits to be added", id)
 	}
+	// A replica that was here once is opened as it is, and one that was removed waits to be added, however the shard began.
+	// The metadata is the exception: a node that could not join a cluster may found one.
+	mark, err := n.mark(id)
+	if err != nil || mark == markHad || mark == markRemoved && id != meta.MetadataShard {
+		return err
+	}
 	if err := n.bootstrap(id, voters); err != nil {
 		return fmt.Errorf("bootstrap shard %d: %w", id, err)
 	}
@@ -94,6 +100,9 @@ func (n *Node) hasState(dir string) (bool, error) {
 		return true, err
 	}
 	log, err := raftlog.Open(n.o.FS, path.Join(dir, logDir), logOptions)
+	if errors.Is(err, raftlog.ErrDamaged) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	if err != nil {
 		return true, err
 	}
@@ -106,6 +115,9 @@ func (n *Node) hasState(dir string) (bool, error) {
 // not a replica.
 func (n *Node) removeDir(id meta.ShardID) error {
 	fsys, dir := n.o.FS, n.dir(id)
+	if err := n.setMark(id, markRemoved); err != nil {
+		return fmt.Errorf("remove shard %d: %w", id, err)
+	}
 	if err := fsys.RemoveAll(dir + goneSuffix); err != nil {
 		return fmt.Errorf("remove shard %d: %w", id, err)
 	}
@@ -133,12 +145,17 @@ type disk struct {
 // a crash may have left between them.
 func (n *Node) openDisk(id meta.ShardID, o raftlog.Options) (d disk, err error) {
 	dir := n.dir(id)
+	mark, err := n.mark(id)
+	if err != nil {
+		return d, err
+	}
 	if err := n.o.FS.MkdirAll(dir); err != nil {
 		return d, fmt.Errorf("make directory: %w", err)
 	}
 	if d.points, err = openCheckpoints(n.o.FS, dir); err != nil {
 		return d, err
 	}
+	o.Durable = n.syncedUpTo(id)
 	d.log, err = raftlog.Open(n.o.FS, path.Join(dir, logDir), o)
 	if errors.Is(err, raftlog.ErrDamaged) {
 		return d, fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -146,7 +163,8 @@ func (n *Node) openDisk(id meta.ShardID, o raftlog.Options) (d disk, err error) 
 	if err != nil {
 		return d, err
 	}
-	if err := reconcile(d.log, d.points); err != nil {
+	if err := errors.Join(n.checkMark(id, mark, d.log.Info().Term), reconcile(d.log, d.points)); err != nil {
+		n.noteSynced(id, d.log)
 		return d, errors.Join(err, d.log.Close())
 	}
 	info := d.log.Info()

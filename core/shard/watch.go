@@ -79,6 +79,7 @@ func (g *Group) stopFailed() {
 // refresh renews the view. It returns the term in which this replica leads without having passed a
 // barrier, 0 otherwise.
 func (g *Group) refresh() (needsBarrier uint64) {
+	g.keepMark()
 	v := view{barrier: g.barrier(), leader: meta.NoNode}
 	v.leader, v.term, _ = g.Leader()
 	v.serving, _ = g.Serving()
