@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"time"
 
 	"sluice/core/meta"
 	"sluice/core/partition"
@@ -19,8 +18,6 @@ const (
 	// copiesAtOnce is how many partitions a node copies at one time; more would only make each
 	// slower, and the first ones done are the first to be served elsewhere.
 	copiesAtOnce = 4
-	// stagesInterval is how often a node looks at its copies when the metadata does not change.
-	stagesInterval = time.Second
 )
 
 // stageKey names the copy of a partition for one move.
@@ -35,6 +32,9 @@ type stages struct {
 	slots chan struct{}
 	// in holds back what this node copies, out what others copy from it.
 	in, out *partition.Throttle
+	// swept is true when nothing was left over at the last look and no move was under way: nothing can be until there is one. It belongs
+	// to run.
+	swept bool
 
 	mu struct {
 		sync.Mutex
@@ -78,16 +78,14 @@ func (s *stages) run(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	tick := time.NewTicker(stagesInterval)
-	defer tick.Stop()
 	for ctx.Err() == nil {
-		changed := s.c.Changed()
+		beat, changed := s.c.beat.wait(), s.c.Changed()
 		s.end()
 		s.begin(ctx)
 		s.sweep()
 		select {
 		case <-changed:
-		case <-tick.C:
+		case <-beat:
 		case <-ctx.Done():
 		}
 	}
@@ -201,14 +199,20 @@ func (s *stages) stop() {
 	}
 }
 
-// sweep removes what an earlier run of this process has left of moves that are over.
+// sweep removes what an earlier run of this process has left of moves that are over. A look lists the data directory, which may have ten
+// thousand entries, so there is none while nothing moves.
 func (s *stages) sweep() {
+	image := s.c.Image()
+	moving := image.MoveCount() > 0
+	if s.swept && !moving {
+		return
+	}
 	left, err := s.c.dirs.Leftovers()
 	if err != nil {
 		s.c.log.Warn("could not look for copies that are left over", "err", err)
 		return
 	}
-	image := s.c.Image()
+	s.swept = len(left) == 0 && !moving
 	for _, l := range left {
 		if wanted(image, l.Key, l.Move) && !s.arrived(l.Shard, stageKey{l.Key, l.Move}) {
 			continue
