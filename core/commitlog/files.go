@@ -3,6 +3,7 @@ package commitlog
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"sluice/core/vfs"
 )
@@ -22,7 +23,7 @@ const (
 type Files struct {
 	limit   int
 	buffers sync.Pool // *[]byte, for appends and copies
-	whole   *whole    // nil: files are synced before they are closed
+	whole   atomic.Pointer[whole]    // nil: files are synced before they are closed
 	mu      struct {
 		sync.Mutex
 		open int
@@ -165,7 +166,7 @@ func (h *handle) sync() error {
 		return err
 	}
 	if blind {
-		return h.files.whole.sync()
+		return h.files.whole.Load().sync()
 	}
 	return file.Sync()
 }
@@ -230,7 +231,7 @@ func (h *handle) closeIdle(sync bool) {
 		return
 	}
 	switch {
-	case sync && h.dirty && h.files.whole != nil:
+	case sync && h.dirty && h.files.whole.Load() != nil:
 		h.blind = true
 	case sync && h.dirty:
 		h.err = h.file.Sync()

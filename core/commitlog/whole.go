@@ -24,7 +24,19 @@ type whole struct {
 // was opened before the first of them was written to. It is called before f is used. It is for logs whose unsynced
 // bytes are somebody else's to keep (a Raft log), and where more of them are written to than may be open: syncing a
 // file takes a hundred times longer than writing to it.
-func (f *Files) UseWhole(w vfs.Whole) { f.whole = &whole{Whole: w} }
+func (f *Files) UseWhole(w vfs.Whole) { f.whole.Store(&whole{Whole: w}) }
+
+// WholeFailed returns the error of the first sync of the file system that failed, after which none is tried again: whose
+// data was lost is not known, so that all logs of f have to be closed. Then UseWhole may be called with another one.
+func (f *Files) WholeFailed() error {
+	w := f.whole.Load()
+	if w == nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mu.err
+}
 
 // sync makes everything durable that was written before the call.
 func (w *whole) sync() error {
@@ -46,7 +58,7 @@ func (w *whole) sync() error {
 }
 
 // SyncsTogether tells whether SyncTogether can be used.
-func (f *Files) SyncsTogether() bool { return f.whole != nil }
+func (f *Files) SyncsTogether() bool { return f.whole.Load() != nil }
 
 // SyncTogether is Sync for many logs at the price of a few. All belong to f, for which UseWhole was called. A log that
 // has been closed, or has stopped before, does not hinder the others: skipped is called with it and the reason. The
@@ -67,7 +79,7 @@ func (f *Files) SyncTogether(logs []*Log, skipped func(l *Log, err error)) error
 		c.dirty, c.end, c.names = l.captureAll()
 		all = append(all, c)
 	}
-	if err := f.whole.sync(); err != nil {
+	if err := f.whole.Load().sync(); err != nil {
 		err = fmt.Errorf("sync file system: %w", err)
 		for _, c := range all {
 			_ = c.log.fail(err)

@@ -158,7 +158,7 @@ func TestSyncsOfTheWholeAreShared(t *testing.T) {
 			}
 		})
 	}
-	for files.whole.asking.Load() < int64(len(logs)) {
+	for files.whole.Load().asking.Load() < int64(len(logs)) {
 		runtime.Gosched() // the others are on their way
 	}
 	close(release)

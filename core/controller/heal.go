@@ -83,6 +83,18 @@ func (h *heals) mayOpen(id meta.ShardID) bool {
 	return x == nil || !x.busy && !time.Now().Before(x.next)
 }
 
+// idle tells whether no replica is being closed.
+func (h *heals) idle() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, x := range h.list {
+		if x.busy && !x.damaged {
+			return false
+		}
+	}
+	return true
+}
+
 // due returns a channel that tells when a replica may be opened again; nil when none waits for it.
 func (h *heals) due() <-chan time.Time {
 	h.mu.Lock()
@@ -228,9 +240,15 @@ func (c *Controller) watchReplica(ctx context.Context, r *replica) {
 
 // closeFailed closes the replicas that have stopped by themselves. A hung disk may hold each up, so each is closed by a
 // goroutine of its own.
+//
+// After a failed sync of the whole file system nobody knows whose data is lost, so all of them are closed.
 func (c *Controller) closeFailed(ctx context.Context, run *errgroup.Group) {
+	all := c.o.Files.WholeFailed()
+	if all != nil && len(c.replicaMap()) == 0 && c.heals.idle() {
+		c.renewWhole()
+	}
 	for id, r := range c.replicaMap() {
-		err := cmp.Or(r.group.Err(), r.set.Err())
+		err := cmp.Or(r.group.Err(), r.set.Err(), all)
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
@@ -247,6 +265,16 @@ func (c *Controller) closeFailed(ctx context.Context, run *errgroup.Group) {
 			c.progress.notify()
 			return nil
 		})
+	}
+}
+
+// renewWhole begins anew with syncing the whole file system, while no log is open.
+func (c *Controller) renewWhole() {
+	if err := c.whole.Close(); err != nil {
+		c.log.Warn("file system not closed", "err", err)
+	}
+	if err := c.openWhole(); err != nil {
+		c.log.Error("could not open the file system again", "err", err)
 	}
 }
 

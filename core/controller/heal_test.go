@@ -3,6 +3,7 @@ package controller
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"slices"
@@ -443,4 +444,72 @@ func removeAll(t *testing.T, fsys vfs.FS, name string) {
 	if err := fsys.RemoveAll(name); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestFailedSyncOfTheFileSystemHeals: when everything was to be synced at once and that failed, all replicas of the node are
+// opened again.
+func TestFailedSyncOfTheFileSystemHeals(t *testing.T) {
+	all, disks := faultTrio(t)
+	all[0].create(segmentsTopic("t"))
+	m := all[1]
+	underLoad(t, all, "t", func() {
+		disks[1].SetHook(func(op vfs.Op, name string) error {
+			if op == vfs.OpSync && name == m.o.DataDir {
+				return fmt.Errorf("sync: %w", syscall.EIO)
+			}
+			return nil
+		})
+		if err := m.Controller.o.Files.SyncTogether(nil, nil); !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+		disks[1].SetHook(nil)
+		m.progress.notify()
+		m.eventually("a new beginning", func() bool { return m.Controller.o.Files.WholeFailed() == nil })
+	})
+}
+
+// TestMostReplicasDamaged: with two of three replicas damaged nobody may begin anew. What is there stays, the status says what
+// to do, and with the files whole again all is well.
+func TestMostReplicasDamaged(t *testing.T) {
+	all := scrubbingTrio(t)
+	all[0].create(segmentsTopic("t"))
+	id := all[0].Image().Topic("t").Partitions[0].Shard
+	dir := fmt.Sprintf("/data/shards/%d/log", id)
+	underLoad(t, all, "t", func() {
+		all[0].eventually("closed segments", func() bool { return len(all[0].segmentFiles("t")) > 3 })
+		for _, i := range []int{0, 1} {
+			all[i].stop()
+		}
+		damage := func() {
+			for _, m := range all[:2] {
+				for _, name := range listSuffix(t, m.o.FS, dir, ".rlog") {
+					flipByte(t, m.o.FS, name, 300)
+				}
+			}
+		}
+		damage()
+		var again []*member
+		for _, m := range all[:2] {
+			again = append(again, launch(t, m.o))
+		}
+		for i, m := range again {
+			all[i] = m.awaitReady()
+		}
+		for _, m := range all[:2] {
+			m.eventually("the word that it is damaged", func() bool {
+				return slices.ContainsFunc(m.heals.status(), func(s HealStatus) bool {
+					return s.Shard == id && s.Damaged && s.Hint != "" && s.Tries > 4
+				})
+			})
+			m.stop()
+		}
+		damage() // and back
+		again = again[:0]
+		for _, m := range all[:2] {
+			again = append(again, launch(t, m.o))
+		}
+		for i, m := range again {
+			all[i] = m.awaitReady()
+		}
+	})
 }

@@ -72,7 +72,7 @@ func (c *Controller) findReplicas() {
 // before the image is known to be recent only those that exist are opened.
 func (c *Controller) shallOpen(image *meta.Image, s *meta.Shard) bool {
 	switch {
-	case c.replica(s.ID) != nil || image.RemovesReplica(s.ID, c.id.server()) || !c.heals.mayOpen(s.ID):
+	case c.replica(s.ID) != nil || image.RemovesReplica(s.ID, c.id.server()) || !c.heals.mayOpen(s.ID) || c.o.Files.WholeFailed() != nil:
 		return false
 	case c.onDisk[s.ID]:
 		return true
