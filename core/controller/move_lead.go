@@ -64,6 +64,12 @@ type moving struct {
 	}
 }
 
+func (r *replica) at(step string) {
+	if r.c.moveStep != nil {
+		r.c.moveStep(step)
+	}
+}
+
 // propose gives an entry of a move to Raft if the metadata, as this node knows them now, still ask for
 // it, and waits until it is applied.
 func (r *replica) propose(ctx context.Context, asked func(*meta.Image) bool, entry []byte) error {
@@ -365,7 +371,9 @@ func (r *replica) trySwitch(ctx context.Context, s *meta.Shard, m meta.Moving) e
 		return fmt.Errorf("%w: node %d lacks part of what it has adopted", errMissing, r.c.Self()) // the source goes when this is finished
 	}
 	cmd := &meta.FinishMove{Topic: key.key.Topic, Index: key.key.Index, Move: key.move, EpochBase: p.EpochBase()}
+	r.at("finish")
 	res, err := r.c.submit(ctx, &commandRequest{Command: cmdFinishMove, Finish: cmd})
+	r.at("finished")
 	if err == nil && res.Err != nil && res.Err.Code == meta.CodeNoReassignment {
 		return errMoveOver // finished by the last pass, or called off, which this node's image will tell
 	}
@@ -374,13 +382,16 @@ func (r *replica) trySwitch(ctx context.Context, s *meta.Shard, m meta.Moving) e
 
 func (r *replica) adopt(ctx context.Context, s *meta.Shard, m meta.Moving, key stageKey) error {
 	q := &freezeRequest{Shard: m.Partition.Shard, Topic: key.key.Topic, Index: key.key.Index, Move: key.move}
+	r.at("freeze")
 	frozen, err := r.c.freeze(ctx, q)
 	if err != nil {
 		return err
 	}
+	r.at("seal")
 	if err := r.sealAll(ctx, s, key, frozen.Section); err != nil {
 		return err
 	}
+	r.at("adopt")
 	term, ok := r.group.Serving()
 	if !ok {
 		return shard.ErrNotLeader
