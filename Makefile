@@ -11,7 +11,7 @@ BINARIES := sluice sluice-edge firmware-sim loadtest
 GO_FILES := $(shell find bridge cmd core edge firmware-sim loadtest -name '*.go' -o -name '*.html' -o -name '*.js' -o -name '*.css' 2>/dev/null)
 FUZZTIME ?= 10s
 .DEFAULT_GOAL := help
-.PHONY: help run cluster build cross test race fuzz e2e chaos check fmt conformance clean
+.PHONY: help run cluster build cross test race fuzz e2e chaos scale check fmt conformance clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -52,6 +52,9 @@ e2e: build bin/sluice-chaos ## real processes, killed and restarted, and the pag
 
 chaos: bin/sluice-chaos bin/loadtest ## breaks a real cluster FAULTS times (default 200) by SEED, and checks that it loses nothing (as root; CHAOS=--short for every kind once)
 	@exec bin/loadtest chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) --result .data/chaos/result.json $(CHAOS) >/dev/null
+
+scale: bin/sluice bin/loadtest ## what partitions cost, from 10 to 10,000 on three nodes: memory, idle processor, times, rates (SCALE="--sizes 10,1000" for less)
+	@exec bin/loadtest scale --sluice bin/sluice --data .data/scale -o text $(SCALE)
 
 check: ## format, vet, import rules
 	@out=$$(gofmt -l bridge cmd core edge firmware-sim loadtest); [ -z "$$out" ] || { echo "not formatted:"; echo "$$out"; exit 1; }
