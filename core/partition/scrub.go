@@ -17,7 +17,7 @@ import (
 
 const (
 	// DefaultScrubBytesPerSecond is read while the node is at work: a twentieth of what a common disk gives. A node that
-	// is idle reads scrubIdleFactor times as much.
+	// is idle, or in its first pass, reads scrubIdleFactor times as much: what happens to files happens while nobody looks.
 	DefaultScrubBytesPerSecond = 8 << 20
 	scrubIdleFactor            = 4
 	// DefaultScrubInterval is how often every segment is read, where the rate lets it: a terabyte takes a day and a half.
@@ -36,7 +36,7 @@ const (
 type ScrubOptions struct {
 	// Sets returns the sets of the node; it is asked anew for every pass.
 	Sets func() []*Set
-	// BytesPerSecond are read while the node is at work; zero means DefaultScrubBytesPerSecond, a negative number that
+	// BytesPerSecond are read while the node is at work, four times as many in the first pass and while it is idle; zero means DefaultScrubBytesPerSecond, a negative number that
 	// nothing is scrubbed.
 	BytesPerSecond int64
 	// Interval is from the beginning of one pass over all segments to that of the next; zero means DefaultScrubInterval.
@@ -210,7 +210,7 @@ func (s *Scrubber) found(x scrubbed, base int64, err error) {
 func (s *Scrubber) pace(ctx context.Context, n int64) error {
 	s.bytes.AddInt64(n)
 	rate := s.o.BytesPerSecond
-	if !s.busy() {
+	if s.passes.Get() == 0 || !s.busy() {
 		rate *= scrubIdleFactor
 	}
 	s.debt += time.Duration(float64(n) / float64(rate) * float64(time.Second))

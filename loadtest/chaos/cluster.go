@@ -84,7 +84,7 @@ func (c *cluster) node(l *launcher, id int) *process {
 }
 
 // nodeConfig makes the nodes read all their segments every few seconds, so that damage is found while the run lasts.
-const nodeConfig = "scrub: {interval: 5s}\n"
+const nodeConfig = "scrub: {interval: 5s, bytesPerSecond: 33554432}\n"
 
 func (c *cluster) config() string { return filepath.Join(c.dir, "core.yaml") }
 

@@ -32,7 +32,7 @@ type Core struct {
 
 // Scrub says how the segments on the disk are read again in the background and compared with their checksums.
 type Scrub struct {
-	BytesPerSecond int64         `yaml:"bytesPerSecond"` // while the node is at work, four times as much while it is idle; -1: never
+	BytesPerSecond int64         `yaml:"bytesPerSecond"` // while the node is at work; four times as much after its start and while it is idle; -1: never
 	Interval       time.Duration `yaml:"interval"`       // from the beginning of one pass over everything to the next
 }
 
