@@ -1,9 +1,12 @@
 package commitlog
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"strings"
 
 	"sluice/core/vfs"
 )
@@ -70,12 +73,17 @@ func (l *Log) isHere(info SegmentInfo) bool {
 }
 
 type segmentWriter struct {
-	l      *Log
-	s      *segment
-	part   *missingPart
-	file   vfs.File
-	closed bool
+	l        *Log
+	s        *segment
+	part     *missingPart
+	file     vfs.File
+	unsynced int64 // bytes written since the last sync
+	closed   bool
 }
+
+// fillSyncBytes are synced, and counted as filled after a crash, at a time while a segment is filled: a gigabyte left to the sync at the end would stand before every other write of
+// the disk, those of live traffic among them, for seconds.
+const fillSyncBytes = 8 << 20
 
 func (w *segmentWriter) Resume() int64 {
 	w.l.mu.Lock()
@@ -112,11 +120,49 @@ func (w *segmentWriter) WriteAt(p []byte, off int64) (int, error) {
 	}
 	n, err := w.file.WriteAt(p, off)
 	w.l.mu.Lock()
-	defer w.l.mu.Unlock()
 	if off <= w.part.resume && err == nil {
 		w.part.resume = max(w.part.resume, off+int64(n))
 	}
-	return n, err
+	w.l.mu.Unlock()
+	if w.unsynced += int64(n); err != nil || w.unsynced < w.l.fillSync {
+		return n, err
+	}
+	return n, w.keep()
+}
+
+// keep makes durable what was filled so far, and, for a file that is appended to meanwhile and does not tell by its size, how much that is.
+func (w *segmentWriter) keep() error {
+	w.unsynced = 0
+	have := w.Resume()
+	if err := w.s.data.sync(); err != nil {
+		return fmt.Errorf("write segment %d: sync: %w", w.s.base, err)
+	}
+	if !strings.HasSuffix(w.file.Name(), fillSuffix) {
+		return nil
+	}
+	if err := vfs.WriteFile(w.l.fs, w.l.path(w.s.base, fillMarkSuffix), encodeFillMark(have)); err != nil {
+		return fmt.Errorf("write segment %d: mark: %w", w.s.base, err)
+	}
+	return nil
+}
+
+// A fill mark says how much of a .fill file is filled from its beginning.
+//
+//	0  8  bytes, big-endian
+//	8  4  CRC32C of the bytes before
+const fillMarkBytes = 12
+
+func encodeFillMark(filled int64) []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, fillMarkBytes), uint64(filled))
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// decodeFillMark returns 0 for what is no mark: the filling begins anew then.
+func decodeFillMark(b []byte) int64 {
+	if len(b) != fillMarkBytes || binary.BigEndian.Uint32(b[8:]) != crc32.Checksum(b[:8], castagnoli) {
+		return 0
+	}
+	return max(int64(binary.BigEndian.Uint64(b)), 0)
 }
 
 func (w *segmentWriter) Commit() error {
@@ -179,6 +225,9 @@ func (w *segmentWriter) install() error {
 		return l.fail(fmt.Errorf("sync segment: %w", err))
 	}
 	if err := s.data.rename(l.path(s.base, dataSuffix)); err != nil {
+		return l.fail(err)
+	}
+	if err := l.removeFile(s.base, fillMarkSuffix); err != nil {
 		return l.fail(err)
 	}
 	if err := l.fs.SyncDir(l.dir); err != nil {

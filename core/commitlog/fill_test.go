@@ -266,6 +266,123 @@ func TestFetchResumesAfterRestart(t *testing.T) {
 
 // TestQuarantine: a damaged segment is found by Verify, set aside, not served,
 // and fetched again; the last one too, with appends going on.
+// TestFillResumesAfterRestart: of the last segment, which is appended to while it is fetched, the next process finds what was synced, whether it is still the
+// last one or was rolled meanwhile.
+func TestFillResumesAfterRestart(t *testing.T) {
+	for _, rolled := range []bool{false, true} {
+		t.Run(fmt.Sprintf("rolled=%v", rolled), func(t *testing.T) {
+			from, _ := leader(t, 12)
+			mem := vfs.NewMem()
+			manifest := from.Manifest()
+			last := manifest.Segments[len(manifest.Segments)-1]
+			to, _, err := OpenAt(mem, "log", small, manifest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to.fillSync = 10
+			w, err := to.WriteSegment(last)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := from.ReadSegment(last.Base, 0, last.Bytes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := c.Bytes()
+			c.Release()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for at := 0; at < 25; at += 5 { // the last five bytes are not synced
+				if _, err := w.WriteAt(data[at:at+5], int64(at)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			more := 1
+			if rolled {
+				more = 9
+			}
+			for i := range more {
+				for _, l := range []*Log{from, to} {
+					mustAppend(t, l, batch(fmt.Sprint("more", i), 1, 50))
+				}
+			}
+			again := to.Manifest()
+			w.Close()
+			to.Close()
+			to, missing, err := OpenAt(mem, "log", small, again)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer to.Close()
+			for _, info := range missing {
+				if info.Base != last.Base {
+					continue
+				}
+				w, err := to.WriteSegment(info)
+				if err != nil || w.Resume() != 20 {
+					t.Fatalf("resumes at %d, %v", w.Resume(), err)
+				}
+				w.Close()
+			}
+			for _, info := range missing {
+				fetch(t, to, from, info, 1000)
+			}
+			sameLogs(t, from, to)
+			names, err := mem.List("log")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range names {
+				if _, suffix, _ := parseName(name); suffix == fillMarkSuffix || suffix == fillSuffix || suffix == partSuffix {
+					t.Errorf("%s is left", name)
+				}
+			}
+		})
+	}
+}
+
+// TestFillMarkThatLies: whatever a mark says, what is wrong shows at Commit and costs a new start.
+func TestFillMarkThatLies(t *testing.T) {
+	for _, mark := range [][]byte{nil, []byte("short"), make([]byte, fillMarkBytes), encodeFillMark(1 << 40), encodeFillMark(-1), encodeFillMark(30)} {
+		from, _ := leader(t, 12)
+		mem := vfs.NewMem()
+		manifest := from.Manifest()
+		last := manifest.Segments[len(manifest.Segments)-1]
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(mem.MkdirAll("log"))
+		must(vfs.WriteFile(mem, "log/"+fileName(last.Base, fillSuffix), make([]byte, 40)))
+		must(vfs.WriteFile(mem, "log/"+fileName(last.Base, fillMarkSuffix), mark))
+		to, missing, err := OpenAt(mem, "log", small, manifest)
+		must(err)
+		w, err := to.WriteSegment(last)
+		must(err)
+		c, err := from.ReadSegment(last.Base, w.Resume(), last.Bytes)
+		must(err)
+		data, err := c.Bytes()
+		must(err)
+		c.Release()
+		_, err = w.WriteAt(data, w.Resume())
+		must(err)
+		err = w.Commit()
+		if w.Close(); err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("mark %x: %v", mark, err)
+		}
+		for _, info := range missing {
+			if info != last || err != nil {
+				fetch(t, to, from, info, 1000)
+			}
+		}
+		sameLogs(t, from, to)
+		must(to.Close())
+	}
+}
+
 func TestQuarantine(t *testing.T) {
 	from, mem := leader(t, 9)
 	for i := range from.Segments() {

@@ -19,9 +19,11 @@ import (
 const (
 	dataSuffix  = ".log"
 	indexSuffix = ".slx"
-	partSuffix  = ".log.part"  // a closed segment being fetched: a prefix of it
-	fillSuffix  = ".log.fill"  // the last segment being fetched, and appended to meanwhile
-	staleSuffix = ".log.stale" // set aside by Adopt or Quarantine
+	partSuffix  = ".log.part" // a closed segment being fetched: a prefix of it
+	fillSuffix  = ".log.fill" // the last segment being fetched, and appended to meanwhile
+	// fillMarkSuffix says how much of the .fill file is filled.
+	fillMarkSuffix = ".log.filled"
+	staleSuffix    = ".log.stale" // set aside by Adopt or Quarantine
 	// repairSuffix is a copy of a damaged segment in the making.
 	repairSuffix = ".log.repair"
 )
@@ -75,6 +77,8 @@ type Log struct {
 	// epoch and damaged are Config's.
 	epoch   func(offset int64) int32
 	damaged func(base int64, err error)
+	// fillSync is fillSyncBytes, but in tests.
+	fillSync int64
 
 	// write is held by whoever changes what the log consists of.
 	write sync.Mutex
@@ -107,7 +111,7 @@ type dirtySegment struct {
 }
 
 func newLog(fsys vfs.FS, dir string, c Config) *Log {
-	l := &Log{fs: fsys, dir: dir, files: c.Files, epoch: c.Epoch, damaged: c.Damaged}
+	l := &Log{fs: fsys, dir: dir, files: c.Files, epoch: c.Epoch, damaged: c.Damaged, fillSync: fillSyncBytes}
 	if l.files == nil {
 		l.files = NewFiles(ownFiles)
 	}

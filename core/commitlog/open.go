@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,11 +18,12 @@ type found struct {
 	bases   []int64 // of segment files, ascending
 	indexes map[int64]bool
 	parts   map[int64]bool
-	others  []string // left by something that did not finish
+	fills   map[int64]bool // that say how much of them is filled
+	others  []string       // left by something that did not finish
 }
 
 func (l *Log) list() (found, error) {
-	f := found{indexes: map[int64]bool{}, parts: map[int64]bool{}}
+	f := found{indexes: map[int64]bool{}, parts: map[int64]bool{}, fills: map[int64]bool{}}
 	if err := l.fs.MkdirAll(l.dir); err != nil {
 		return f, fmt.Errorf("create log directory: %w", err)
 	}
@@ -39,6 +41,9 @@ func (l *Log) list() (found, error) {
 			f.indexes[base] = true
 		case suffix == partSuffix:
 			f.parts[base] = true
+		case suffix == fillMarkSuffix:
+			f.fills[base] = true
+			f.others = append(f.others, name)
 		case suffix == fillSuffix, suffix == staleSuffix, suffix == repairSuffix:
 			f.others = append(f.others, name)
 		}
@@ -372,6 +377,12 @@ func (l *Log) restoreMissing(f found, s *segment, info SegmentInfo, last bool, s
 			return err
 		}
 		resume = n
+	case f.fills[s.base]:
+		n, err := l.adoptFill(s.base, suffix)
+		if err != nil {
+			return err
+		}
+		resume = n
 	}
 	s.data = l.files.handle(l.fs, l.path(s.base, suffix))
 	l.setMissing(s, info, resume)
@@ -392,16 +403,61 @@ func (l *Log) adoptPart(base int64, suffix string) (int64, error) {
 	return stat.Size(), nil
 }
 
+// adoptFill is adoptPart for a file that was appended to while it was fetched: only what its mark counts is kept. The mark stays while the file has its
+// name, and is removed with what else was left when it gets another.
+func (l *Log) adoptFill(base int64, suffix string) (int64, error) {
+	mark, err := vfs.ReadFile(l.fs, l.path(base, fillMarkSuffix))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("read mark of partial segment: %w", err)
+	}
+	stat, err := l.fs.Stat(l.path(base, fillSuffix))
+	filled := decodeFillMark(mark)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && (filled == 0 || stat.Size() < filled):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("stat partial segment: %w", err)
+	}
+	old := l.files.handle(l.fs, l.path(base, fillSuffix))
+	defer old.drop()
+	file, err := old.acquire()
+	if err != nil {
+		return 0, fmt.Errorf("open partial segment: %w", err)
+	}
+	defer old.release()
+	if err := file.Truncate(filled); err != nil {
+		return 0, fmt.Errorf("cut partial segment: %w", err)
+	}
+	if suffix != fillSuffix {
+		if err := old.rename(l.path(base, suffix)); err != nil {
+			return 0, fmt.Errorf("take up partial segment: %w", err)
+		}
+	}
+	return filled, nil
+}
+
 func (l *Log) setMissing(s *segment, want SegmentInfo, resume int64) {
 	s.index.off = true
 	s.recheck = false // there is no file yet; Commit syncs what is fetched
 	s.missing = &missingPart{want: want, resume: min(resume, want.Bytes), created: resume > 0}
 }
 
+// resumed tells whether a file is one that is filled further, or its mark.
+func (l *Log) resumed(name string) bool {
+	base, suffix, _ := parseName(name)
+	if suffix != fillSuffix && suffix != fillMarkSuffix {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, s := l.segmentLocked(base)
+	return s != nil && s.base == base && s.missing != nil && s.missing.resume > 0 && s.data.path == l.path(base, fillSuffix)
+}
+
 // removeUnnamed removes the files of segments that are not in named, and what
 // was left unfinished.
 func (l *Log) removeUnnamed(f found, named map[int64]bool) error {
-	gone := f.others
+	gone := slices.DeleteFunc(f.others, l.resumed)
 	for _, base := range f.bases {
 		if !named[base] {
 			gone = append(gone, fileName(base, dataSuffix))

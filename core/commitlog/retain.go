@@ -95,7 +95,7 @@ func (l *Log) Unlink(dropped []SegmentInfo) error {
 		if l.has(info.Base) {
 			continue // adopted again since
 		}
-		for _, suffix := range [...]string{indexSuffix, partSuffix, fillSuffix, dataSuffix} {
+		for _, suffix := range [...]string{indexSuffix, partSuffix, fillSuffix, fillMarkSuffix, dataSuffix} {
 			errs = errors.Join(errs, l.removeFile(info.Base, suffix))
 		}
 	}
