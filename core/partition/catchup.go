@@ -3,6 +3,7 @@ package partition
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"sluice/core/commitlog"
 )
@@ -31,6 +32,8 @@ type catchUp struct {
 	fetch *Throttle
 	serve *Throttle
 	slots chan struct{} // connections being served
+	// partial is how much is here of the segment that is being fetched.
+	partial atomic.Int64
 }
 
 func (c *catchUp) init(fetch, serve *Throttle) {
@@ -179,7 +182,7 @@ func (c *catchUp) bytes() int64 {
 			n += seg.Bytes
 		}
 	}
-	return n
+	return max(0, n-c.partial.Load())
 }
 
 // Complete tells whether all data named by the restored checkpoint is here and

@@ -261,7 +261,9 @@ func (s *Set) fetchFailed(p *Partition, seg commitlog.SegmentInfo, err error) er
 func (s *Set) fetchPieces(ctx context.Context, conn net.Conn, p *Partition, seg commitlog.SegmentInfo, w commitlog.SegmentWriter, failed func(error) error) error {
 	buf := make([]byte, min(pieceBytesMax, seg.Bytes))
 	q := pieceRequest{Topic: p.key.Topic, Index: p.key.Index, Base: seg.Base, Bytes: seg.Bytes, From: w.Resume(), Max: s.catchUp.fetch.Piece(pieceBytesMax)}
+	defer s.catchUp.partial.Store(0)
 	for q.From < seg.Bytes {
+		s.catchUp.partial.Store(q.From)
 		piece, err := fetchPiece(conn, &q, buf)
 		if err != nil {
 			return err
