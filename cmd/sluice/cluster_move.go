@@ -36,7 +36,7 @@ func clusterMoveCommand() *cobra.Command {
 			return fmt.Errorf("move shard %d: %w", shard, err)
 		}
 		if wait {
-			if err := d.follow(c, func(o *controller.Overview) (string, bool) { return moveText(o, meta.ShardID(shard)) }); err != nil {
+			if err := d.follow(c, func(o *controller.Overview) (string, bool) { return moveText(o, meta.ShardID(shard), to) }); err != nil {
 				return err
 			}
 		}
@@ -50,13 +50,16 @@ func clusterMoveCommand() *cobra.Command {
 }
 
 // moveText says how far the move of a shard is.
-func moveText(o *controller.Overview, id meta.ShardID) (text string, done bool) {
+func moveText(o *controller.Overview, id meta.ShardID, to []int32) (text string, done bool) {
 	at := slices.IndexFunc(o.Shards, func(s controller.ShardOverview) bool { return s.ID == id })
 	if at < 0 {
 		return "", true
 	}
 	s := &o.Shards[at]
-	if len(s.Adding) == 0 && len(s.Removing) == 0 && s.Leader != meta.NoNode {
+	switch {
+	case !slices.Equal(s.Replicas, nodeIDs(to)):
+		return fmt.Sprintf("shard %d: replicas on %s are wanted by now", id, joinNodes(s.Replicas)), true
+	case len(s.Adding) == 0 && len(s.Removing) == 0 && s.Leader != meta.NoNode:
 		return "", true
 	}
 	return fmt.Sprintf("shard %d: leader %s, in sync %s, %s", id, leaderText(s), joinNodes(s.InSync), movesText(s)), false

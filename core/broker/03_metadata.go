@@ -217,6 +217,9 @@ func (b *Broker) view(image *meta.Image, p *meta.Partition) partitionView {
 	}
 	for _, id := range b.ctl.ISR(p.Shard) {
 		v.isr = append(v.isr, int32(id))
+		if !slices.Contains(v.replicas, int32(id)) { // it leaves, and is still needed
+			v.replicas = append(v.replicas, int32(id))
+		}
 	}
 	return v
 }

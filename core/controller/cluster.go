@@ -95,6 +95,14 @@ func (l *lead) membership(ctx context.Context, r *commandRequest) (res meta.Resu
 	return res, true, err
 }
 
+// waitedFor makes a person's command be answered when every live node has it: whoever is asked next shows it.
+func waitedFor(r *commandRequest) []meta.ShardID {
+	if r.Command == cmdReplicasRemoved || r.Command == cmdReplicasDeleted {
+		return nil
+	}
+	return []meta.ShardID{}
+}
+
 // checkLevel returns why a command of a level cannot be made yet: a node of an older release that is alive would stop at it.
 func (l *lead) checkLevel(level uint8) *meta.Error {
 	for _, n := range l.c.Image().Nodes() {
@@ -160,9 +168,11 @@ func (l *lead) removeNode(ctx context.Context, r *commandRequest) (meta.Result, 
 	}
 	dead := n.Fenced && !l.live(n.ID)
 	switch {
+	case len(l.c.Image().Nodes()) == 1:
+		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "Node %d is the last one: a cluster needs a node.", n.ID)}, nil
 	case r.Remove.Force && !dead:
 		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "Node %d is alive: drain it, or stop it first.", n.ID)}, nil
-	case !r.Remove.Force && l.votes(n.Server()) && len(l.c.Image().Nodes()) > 1:
+	case !r.Remove.Force && l.votes(n.Server()):
 		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "Node %d still votes on the metadata: drain it first.", n.ID)}, nil
 	}
 	if r.Remove.Force {
@@ -328,7 +338,7 @@ func (l *lead) balanceRound(ctx context.Context) error {
 		_, err := l.propose(ctx, meta.RequestID{}, &meta.EndBalance{Request: request})
 		l.c.log.Info("replicas and leaders are balanced")
 		return err
-	case request == 0 && l.c.autoBalance() && b.wanting():
+	case request == 0 && l.c.autoBalance() && b.wanting() && len(l.balancer().plan(true)) > 0:
 		_, err := l.propose(ctx, meta.RequestID{}, &meta.RequestBalance{})
 		l.c.log.Info("a node has no replicas: replicas and leaders will be balanced")
 		return err

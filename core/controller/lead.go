@@ -110,7 +110,7 @@ func (l *lead) commit(ctx context.Context, r *commandRequest) (meta.Result, []me
 		return res, l.concerned(r, l.c.Image()), nil
 	}
 	if res, known, err := l.membership(ctx, r); known {
-		return res, nil, err
+		return res, waitedFor(r), err
 	}
 	if r.Command >= cmdReassign && r.Command <= cmdFinishMove {
 		return l.movePartitions(ctx, r)

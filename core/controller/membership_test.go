@@ -51,6 +51,21 @@ func still(image *meta.Image) bool {
 	return image.BalanceRequest() == 0
 }
 
+// load appends n records to each partition once nothing moves and the preferred leaders lead.
+func load(t *testing.T, all []*member, topic string, n int) {
+	t.Helper()
+	all[0].eventually("preferred leaders", func() bool {
+		for _, s := range all[0].Image().Shards() {
+			leader, _, ok := all[0].LeaderOf(s.ID)
+			if !s.Lost && (!ok || leader != s.Preferred() || s.Leader != leader) {
+				return false
+			}
+		}
+		return still(all[0].Image())
+	})
+	fill(t, all, topic, n)
+}
+
 func balanced(image *meta.Image, nodes ...meta.NodeID) bool {
 	least, most, leads := 1<<30, 0, map[meta.NodeID]int{}
 	for _, s := range image.Shards() {
@@ -85,8 +100,8 @@ func holds(t *testing.T, all []*member, topic string, n int64) {
 func TestFourthNodeGetsReplicasAndLeaders(t *testing.T) {
 	all := briskTrio(t)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 6, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
-	fill(t, all, "t", 20)
-	fill(t, all, "one", 5)
+	load(t, all, "t", 20)
+	load(t, all, "one", 5)
 	all = grow(t, all, 4)
 	fourth := all[3]
 	fourth.eventually("its share of replicas and leaders", func() bool { return balanced(fourth.Image(), 1, 2, 3, 4) })
@@ -106,7 +121,7 @@ func TestFourthNodeGetsReplicasAndLeaders(t *testing.T) {
 		onlyWanted(t, m)
 	}
 	served(t, all, "t")
-	fill(t, all, "t", 5)
+	load(t, all, "t", 5)
 	holds(t, all, "t", 25)
 }
 
@@ -130,8 +145,8 @@ func onlyWanted(t *testing.T, m *member) {
 func TestDrainAndRemove(t *testing.T) {
 	all := grow(t, briskTrio(t), 4)
 	all[3].create(meta.NewTopic{Name: "t", Partitions: 8, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 4, ReplicationFactor: 1})
-	fill(t, all, "t", 20)
-	fill(t, all, "one", 5)
+	load(t, all, "t", 20)
+	load(t, all, "one", 5)
 	ctx := context.Background()
 	first, rest := all[0], all[1:]
 	if err := first.RemoveNode(ctx, 1, false, false); err == nil {
@@ -154,14 +169,14 @@ func TestDrainAndRemove(t *testing.T) {
 	leader.eventually("three voters", func() bool { return voters(leader) == 3 && len(leader.group().Replicas()) == 3 })
 	rest[2].create(plain("after"))
 	served(t, rest, "after")
-	fill(t, rest, "t", 5)
+	load(t, rest, "t", 5)
 	holds(t, rest, "t", 25)
 }
 
 func TestDeadNodeIsReplaced(t *testing.T) {
 	all := grow(t, briskTrio(t), 4)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 8, ReplicationFactor: 3})
-	fill(t, all, "t", 20)
+	load(t, all, "t", 20)
 	change := meta.ConfigChange{Type: meta.ResourceBroker, Set: map[string]string{meta.AutoBalanceDeadMs: "1000"}}
 	if err := all[0].AlterConfigs(context.Background(), []meta.ConfigChange{change})[0]; err != nil {
 		t.Fatal(err)
@@ -188,7 +203,7 @@ func TestDeadNodeIsReplaced(t *testing.T) {
 func TestDeadNodeIsRemovedByForce(t *testing.T) {
 	all := briskTrio(t)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 6, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 3, ReplicationFactor: 1})
-	fill(t, all, "t", 20)
+	load(t, all, "t", 20)
 	ctx := context.Background()
 	victim, rest := all[2], all[:2]
 	if err := rest[0].RemoveNode(ctx, 3, true, false); err == nil {
@@ -235,7 +250,7 @@ func TestDeadNodeIsRemovedByForce(t *testing.T) {
 func TestDrainGoesOnWithoutItsLeader(t *testing.T) {
 	all := grow(t, grow(t, briskTrio(t), 4), 5)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 10, ReplicationFactor: 3})
-	fill(t, all, "t", 20)
+	load(t, all, "t", 20)
 	drained := leaderOf(t, all)
 	id := drained.Self()
 	if err := drained.Drain(context.Background(), id, false); err != nil {
@@ -264,7 +279,7 @@ func TestDrainGoesOnWithoutItsLeader(t *testing.T) {
 func TestReplicaMovesAwayAndBack(t *testing.T) {
 	all := grow(t, briskTrio(t), 4)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 4, ReplicationFactor: 3})
-	fill(t, all, "t", 20)
+	load(t, all, "t", 20)
 	all[3].eventually("rest", func() bool { return still(all[3].Image()) })
 	ctx := context.Background()
 	s := all[0].Image().Shards()[0]
