@@ -83,8 +83,8 @@ func (c *cluster) node(l *launcher, id int) *process {
 	return p
 }
 
-// nodeConfig makes the nodes read all their segments every few seconds, so that damage is found while the run lasts.
-const nodeConfig = "scrub: {interval: 5s, bytesPerSecond: 33554432}\n"
+// nodeConfig makes the nodes read all their segments every few seconds, so that damage is found while the run lasts, and tell what they do.
+const nodeConfig = "scrub: {interval: 5s, bytesPerSecond: 33554432}\nprofiles: true\n"
 
 func (c *cluster) config() string { return filepath.Join(c.dir, "core.yaml") }
 

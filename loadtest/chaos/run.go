@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -18,6 +19,8 @@ const (
 	healMax = 45 * time.Second
 	// settle is the time without faults at the beginning, whose longest gap shows what the machine does by itself.
 	settle = 5 * time.Second
+	// servedMax is how long ago the last write to each partition may be acknowledged in a cluster that is whole.
+	servedMax = time.Second
 	// endMax bounds clean-up after the run was told to end.
 	endMax = time.Minute
 )
@@ -270,7 +273,7 @@ func (r *run) fault(ctx context.Context, f Fault) (bool, error) {
 // show what would help, and let the run go on. until is when the cluster had healed, or was given up the first time.
 func (r *run) heal(ctx context.Context, o *Outcome, node int) (healed bool, until time.Duration) {
 	wait := func() error {
-		return r.cluster.await(ctx, healMax, "the cluster heals", func() error { return errors.Join(r.cluster.healthy(ctx), r.repaired()) })
+		return r.cluster.await(ctx, healMax, "the cluster heals", func() error { return errors.Join(r.cluster.healthy(ctx), r.repaired(), r.served()) })
 	}
 	err := wait()
 	until = time.Since(r.start)
@@ -282,6 +285,7 @@ func (r *run) heal(ctx context.Context, o *Outcome, node int) (healed bool, unti
 			break
 		}
 		o.Wrong, o.Helped = err.Error(), help.what
+		r.evidence(ctx, o.Number)
 		r.say("     NOT HEALED: %v; the node is %s", err, help.what)
 		if err = help.do(ctx, node); err == nil {
 			err = wait()
@@ -293,6 +297,30 @@ func (r *run) heal(ctx context.Context, o *Outcome, node int) (healed bool, unti
 	}
 	o.Healed = time.Since(r.start)
 	return true, until
+}
+
+// served tells whether every partition takes writes: what the nodes say of themselves is not enough.
+func (r *run) served() error {
+	if who, silent := r.timeline.silent(time.Now(), servedMax); silent {
+		return fmt.Errorf("%w: %s has had no acknowledged write for %v", errUnhealthy, who, servedMax)
+	}
+	return nil
+}
+
+// evidence keeps what the nodes say of themselves at a moment when something is wrong.
+func (r *run) evidence(ctx context.Context, number int) {
+	for i := range r.cluster.nodes {
+		for _, what := range []string{"status", "debug/pprof/goroutine?debug=2"} {
+			body, err := get(ctx, "http://"+r.cluster.http(i+1)+"/"+what)
+			if err != nil {
+				body = []byte(err.Error())
+			}
+			name := fmt.Sprintf("fault-%d-core-%d-%s.txt", number, i+1, strings.NewReplacer("/", "-", "?", "-", "=", "").Replace(what))
+			if err := os.WriteFile(filepath.Join(r.cluster.dir, name), body, 0o644); err != nil {
+				r.say("     %v", err)
+			}
+		}
+	}
 }
 
 // restart stops a node, one that has ended by itself too, and starts it again.

@@ -76,6 +76,18 @@ func longest(who string, acks []time.Duration, from, to time.Duration) gap {
 	return worst
 }
 
+// silent names somebody who has had no acknowledgement for longer than the bound.
+func (t *timeline) silent(now time.Time, bound time.Duration) (who string, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for who, acks := range t.mu.acks {
+		if now.Sub(t.start)-acks[len(acks)-1] > bound {
+			return who, true
+		}
+	}
+	return "", false
+}
+
 // count is how many acknowledgements there were of everybody.
 func (t *timeline) count() (n int) {
 	t.mu.Lock()

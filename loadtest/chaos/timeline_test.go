@@ -48,6 +48,16 @@ func TestGapsOfEverybodyTheLongestFirst(t *testing.T) {
 	}
 }
 
+func TestSilent(t *testing.T) {
+	tl := timelineOf(map[string][]float64{"a": {1, 2}, "b": {1, 4}})
+	if who, ok := tl.silent(tl.start.Add(4*time.Second), time.Second); !ok || who != "a" {
+		t.Errorf("%q, %v", who, ok)
+	}
+	if who, ok := tl.silent(tl.start.Add(4*time.Second), 2*time.Second); ok {
+		t.Errorf("%q is silent", who)
+	}
+}
+
 // Clients of one partition may tell their acknowledgements in another order than they had them.
 func TestLateNewsDoNotGoBack(t *testing.T) {
 	tl := timelineOf(map[string][]float64{"a": {1, 3, 2, 4}})

@@ -162,7 +162,7 @@ func (t *Topic) Begin(who string, partition int32) Call {
 	return Call{p: p, who: who, acked: p.mu.acked, seen: p.mu.seen, start: p.mu.start}
 }
 
-// End notes the end that was answered (ListOffsets latest, or the high watermark of a Fetch).
+// End notes the end that ListOffsets answered. Whoever answers has made sure that it leads, so it goes back for nobody.
 func (c Call) End(end int64) {
 	switch v := (Violation{Offset: end}); {
 	case end < c.acked:
@@ -193,7 +193,14 @@ func (c Call) Fetched(from int64, n int, end int64) {
 	if n == 0 && from < c.acked && from >= c.start {
 		c.p.report(Violation{Kind: Stale, Offset: from}, "%s fetched from %d and was given nothing, though offset %d had been acknowledged before it asked", c.who, from, c.acked-1)
 	}
-	c.End(end)
+	// A fetch is answered without a round to the other replicas, and one of them may have shown its own readers more by then: only what was acknowledged
+	// has to be below the high watermark here. That one reader's view never goes back is what Session checks.
+	if end < c.acked {
+		c.p.report(Violation{Kind: Stale, Offset: end}, "%s fetched and was told the end %d, though offset %d had been acknowledged before it asked", c.who, end, c.acked-1)
+	}
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.p.mu.seen = max(c.p.mu.seen, end)
 }
 
 // OutOfRange notes that a Fetch was answered OFFSET_OUT_OF_RANGE.
