@@ -29,6 +29,7 @@ type cluster struct {
 	dir     string
 	binary  string
 	seed    uint64
+	calm    bool // no fault comes any more: what is written stays written
 	boards  bool // the program has a fault switchboard
 	disks   []disk
 	nodes   []*process // node i+1 of the cluster is member i+1 of the network
@@ -99,7 +100,7 @@ func (c *cluster) writeConfig() error {
 // chosen by a seed. After the first life, which keeps all, they come in turns.
 func (c *cluster) volatile(id, n int) string {
 	switch {
-	case c.firm(id, n):
+	case c.calm || c.firm(id, n):
 		return ""
 	case n%2 == 0:
 		return "1"
