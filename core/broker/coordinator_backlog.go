@@ -63,6 +63,9 @@ func (r *backlog) next() []group.Record {
 
 func (r *backlog) start() { r.writing = true }
 
+// startNothing keeps the writer for something that is no record.
+func (r *backlog) startNothing() { r.taken, r.writing = 0, true }
+
 // finish notes that the present write is committed and returns the number of its last record.
 func (r *backlog) finish() uint64 {
 	r.writing = false

@@ -30,6 +30,10 @@ type home interface {
 	load(ctx context.Context, replay func(key, value []byte, joining bool) error) error
 	// write appends records and returns when they are committed, or never will be in this term.
 	write(records []group.Record) error
+	// bounds are the first offset of the log and its end, which nobody can take back.
+	bounds() (start, end int64)
+	// cut has the log start at an offset, and returns when that is committed or failed.
+	cut(start int64) error
 	// exists tells whether the topic of a committed offset is in the metadata, by id or, when the id is zero, by name.
 	exists(topic string, id group.TopicID) bool
 	// now is the clock. What it says of the wall may jump; its monotonic reading does not, and timers go by that.

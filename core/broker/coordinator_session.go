@@ -45,6 +45,15 @@ type session struct {
 	held    []heldAnswer
 	seen    map[seenTopic]struct{} // topics with offsets that the metadata had
 	began   time.Time
+	again   restatement
+
+	restateMin int64
+}
+
+// write is what the writer does next: it appends records, or has the log start at an offset.
+type write struct {
+	records []group.Record
+	start   int64
 }
 
 // asked is a request in the queue of a loop.
@@ -70,7 +79,7 @@ func newSession(h home, config group.Config, m *groupMetrics, tickets *atomic.Ui
 	return &session{
 		home: h, metrics: m, tickets: tickets,
 		questions: make(chan asked, questionsMax), topics: make(chan struct{}, 1), done: make(chan struct{}),
-		machine: group.New(config), waiting: map[group.Ticket]chan any{}, seen: map[seenTopic]struct{}{},
+		machine: group.New(config), waiting: map[group.Ticket]chan any{}, seen: map[seenTopic]struct{}{}, restateMin: restateMin,
 	}
 }
 
@@ -122,12 +131,19 @@ func (s *session) replay(key, value []byte, joining bool) error {
 }
 
 // writer writes what it is given, one batch of records after the other, until writes is closed.
-func (s *session) writer(writes <-chan []group.Record, written chan<- error) {
+func (s *session) writer(writes <-chan write, written chan<- error) {
 	defer close(written)
-	for records := range writes {
-		err := s.home.write(records)
+	for w := range writes {
+		if len(w.records) == 0 {
+			if err := s.home.cut(w.start); err == nil { // else the log is as long as before, and it is tried again
+				s.metrics.restatements.Inc()
+			}
+			written <- nil
+			continue
+		}
+		err := s.home.write(w.records)
 		if err == nil {
-			s.metrics.records.Add(len(records))
+			s.metrics.records.Add(len(w.records))
 			s.metrics.writes.Inc()
 		}
 		written <- err
@@ -135,7 +151,7 @@ func (s *session) writer(writes <-chan []group.Record, written chan<- error) {
 }
 
 func (s *session) loop(ctx context.Context) error {
-	writes := make(chan []group.Record)
+	writes := make(chan write)
 	written := make(chan error)
 	go s.writer(writes, written)
 	// The write that runs is waited for: a record of this term must not be on its way when the next term's session reads the log.
@@ -148,10 +164,14 @@ func (s *session) loop(ctx context.Context) error {
 	defer deadline.Stop()
 	clean := time.NewTicker(cleanInterval)
 	defer clean.Stop()
+	lookAtLength := time.NewTicker(restateInterval)
+	defer lookAtLength.Stop()
 	lookAtTopics := time.NewTimer(topicsGrace + topicsInterval)
 	defer lookAtTopics.Stop()
 	for {
 		s.arm(deadline)
+		s.restate()
+		cut, due := s.cut()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -168,8 +188,13 @@ func (s *session) loop(ctx context.Context) error {
 			if again := s.forgetTopics(); again > 0 {
 				lookAtTopics.Reset(again)
 			}
-		case s.to(writes) <- s.backlog.next():
+		case <-lookAtLength.C:
+			s.beginRestatement()
+		case s.to(writes) <- write{records: s.backlog.next()}:
 			s.backlog.start()
+		case when(due, writes) <- cut:
+			s.again = restatement{}
+			s.backlog.startNothing()
 		case err := <-written:
 			if err != nil {
 				return err
@@ -188,11 +213,16 @@ func (s *session) open() <-chan asked {
 }
 
 // to is the writer's channel when there is something to write and it is free.
-func (s *session) to(writes chan<- []group.Record) chan<- []group.Record {
-	if s.backlog.writing || len(s.backlog.records) == 0 {
-		return nil
+func (s *session) to(writes chan<- write) chan<- write {
+	return when(!s.backlog.writing && len(s.backlog.records) > 0, writes)
+}
+
+// when is the channel if it is wanted.
+func when(wanted bool, writes chan<- write) chan<- write {
+	if wanted {
+		return writes
 	}
-	return writes
+	return nil
 }
 
 // arm sets the timer to the next deadline of the state machine. Without one it fires for nothing now and then.

@@ -18,9 +18,11 @@ type memoryHome struct {
 	gate  chan struct{}    // a write takes one; nil: writes do not wait
 	lost  atomic.Bool      // leadership
 	clock func() time.Time // nil: time.Now
+	short int64            // restateMin of sessions, 0: as it is
 	mu    struct {
 		sync.Mutex
 		log    []group.Record
+		first  int64 // offset of the log's first record
 		writes int
 		err    error
 		gone   map[string]bool
@@ -61,6 +63,20 @@ func (h *memoryHome) write(records []group.Record) error {
 	return nil
 }
 
+func (h *memoryHome) bounds() (start, end int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.mu.first, h.mu.first + int64(len(h.mu.log))
+}
+
+func (h *memoryHome) cut(start int64) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mu.log = h.mu.log[start-h.mu.first:]
+	h.mu.first = start
+	return nil
+}
+
 func (h *memoryHome) exists(topic string, _ group.TopicID) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -87,6 +103,9 @@ func startSessionNow(t *testing.T, h *memoryHome) (s *session, stop func() error
 	var ids atomic.Int64
 	config := group.Config{NewID: func() string { return fmt.Sprint(ids.Add(1)) }, MinSession: time.Millisecond}
 	s = newSession(h, config, newGroupMetrics(func() group.Stats { return group.Stats{} }), new(atomic.Uint64))
+	if h.short > 0 {
+		s.restateMin = h.short
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.run(ctx) }()

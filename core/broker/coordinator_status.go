@@ -15,6 +15,7 @@ type groupMetrics struct {
 	set                          *metrics.Set
 	loads, failures, strange     *metrics.Counter
 	records, writes              *metrics.Counter
+	restatements                 *metrics.Counter
 	rebalances, commits, expired *metrics.Counter
 	loadSeconds                  *metrics.Histogram
 }
@@ -29,16 +30,17 @@ func newGroupMetrics(total func() group.Stats) *groupMetrics {
 	set.NewGauge("sluice_group_members", func() float64 { return float64(total().Members) })
 	set.NewGauge("sluice_group_offsets", func() float64 { return float64(total().Offsets) })
 	return &groupMetrics{
-		set:         set,
-		loads:       set.NewCounter("sluice_group_coordinator_loads_total"),
-		failures:    set.NewCounter("sluice_group_coordinator_failures_total"),
-		strange:     set.NewCounter("sluice_group_coordinator_strange_records_total"),
-		records:     set.NewCounter("sluice_group_written_records_total"),
-		writes:      set.NewCounter("sluice_group_writes_total"),
-		rebalances:  set.NewCounter("sluice_group_rebalances_total"),
-		commits:     set.NewCounter("sluice_group_offset_commits_total"),
-		expired:     set.NewCounter("sluice_group_offset_expirations_total"),
-		loadSeconds: set.NewHistogram("sluice_group_coordinator_load_seconds"),
+		set:          set,
+		loads:        set.NewCounter("sluice_group_coordinator_loads_total"),
+		failures:     set.NewCounter("sluice_group_coordinator_failures_total"),
+		strange:      set.NewCounter("sluice_group_coordinator_strange_records_total"),
+		records:      set.NewCounter("sluice_group_written_records_total"),
+		writes:       set.NewCounter("sluice_group_writes_total"),
+		restatements: set.NewCounter("sluice_group_restatements_total"),
+		rebalances:   set.NewCounter("sluice_group_rebalances_total"),
+		commits:      set.NewCounter("sluice_group_offset_commits_total"),
+		expired:      set.NewCounter("sluice_group_offset_expirations_total"),
+		loadSeconds:  set.NewHistogram("sluice_group_coordinator_load_seconds"),
 	}
 }
 

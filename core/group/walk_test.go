@@ -43,6 +43,8 @@ type walk struct {
 	ticket  Ticket
 	open    map[Ticket]Event
 	newest  map[string]int32  // generation by group
+	again   *Restatement      // under way
+	from    int               // where the log ended when it began
 	chosen  map[string]string // protocol by group and generation
 	offsets map[string]int64  // what fetch must answer
 }
@@ -66,6 +68,7 @@ func TestWalk(t *testing.T) {
 			"clean":   func(t *rapid.T) { w.act(Clean{}) },
 			"delete":  func(t *rapid.T) { w.delete(w.pick(t)) },
 			"restart": func(t *rapid.T) { w.restart() },
+			"restate": func(t *rapid.T) { w.restate() },
 		})
 		w.finish()
 	})
@@ -271,9 +274,22 @@ func (w *walk) advance(by time.Duration) {
 	w.now = end
 }
 
+// restate takes one step of saying everything again, and cuts the log when that is done.
+func (w *walk) restate() {
+	if w.again == nil {
+		w.again, w.from = w.machine.NewRestatement(), len(w.log)
+		return
+	}
+	w.log = append(w.log, w.machine.Restate(w.again, 1)...)
+	if w.machine.Restated(w.again) {
+		w.log, w.again = w.log[w.from:], nil
+	}
+}
+
 // restart is a failover: what waited gets no answer here, and the log says what is so.
 func (w *walk) restart() {
 	w.machine = New(w.config)
+	w.again = nil
 	replay(w.t, w.machine, w.log)
 	clear(w.open)
 	for _, c := range w.clients {
