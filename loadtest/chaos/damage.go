@@ -99,7 +99,8 @@ func flip(file string, at int64, bit int) error {
 	return nil
 }
 
-// closedSegments are the segments of partitions that are not written to any more: all but the last of each.
+// closedSegments are the segments of partitions that are not written to any more: all but the last of each. What a node has set
+// aside belongs to nobody.
 func closedSegments(data string) ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(data, "*-*", "*.log")) // sorted: names are offsets in 20 digits
 	if err != nil {
@@ -107,7 +108,8 @@ func closedSegments(data string) ([]string, error) {
 	}
 	var out []string
 	for i := range len(files) - 1 {
-		if filepath.Dir(files[i]) == filepath.Dir(files[i+1]) {
+		dir := filepath.Dir(files[i])
+		if dir == filepath.Dir(files[i+1]) && !strings.HasSuffix(dir, "-stray") && !strings.HasSuffix(dir, "-deleted") {
 			out = append(out, files[i])
 		}
 	}
