@@ -22,8 +22,8 @@ const (
 // alone exceed the limit, then so does the number of open files.
 type Files struct {
 	limit   int
-	buffers sync.Pool // *[]byte, for appends and copies
-	whole   atomic.Pointer[whole]    // nil: files are synced before they are closed
+	buffers sync.Pool             // *[]byte, for appends and copies
+	whole   atomic.Pointer[whole] // nil: files are synced before they are closed
 	mu      struct {
 		sync.Mutex
 		open int
