@@ -70,18 +70,18 @@ func (c *cutFS) file(f vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cutFile{f, c}, nil
+	return &fileOfCut{f, c}, nil
 }
 
 func (c *cutFS) Open(name string) (vfs.File, error)   { return c.file(c.FS.Open(name)) }
 func (c *cutFS) Create(name string) (vfs.File, error) { return c.file(c.FS.Create(name)) }
 
-type cutFile struct {
+type fileOfCut struct {
 	vfs.File
 	fs *cutFS
 }
 
-func (f *cutFile) Sync() error { return f.fs.sync("sync of "+f.Name(), f.File.Sync) }
+func (f *fileOfCut) Sync() error { return f.fs.sync("sync of "+f.Name(), f.File.Sync) }
 
 // live runs a node on the file system until its power goes, and has it make a topic. It returns the cluster's id when the topic was made, and whether the
 // power went at all.
