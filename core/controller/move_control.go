@@ -13,7 +13,7 @@ import (
 
 // Requests between the leaders and replicas of the two shards of a move.
 const (
-	opMoveCopies op = iota + 40 // what a node has copied for the moves into a shard
+	opMoveCopies op = iota + 60 // what a node has copied for the moves into a shard
 	opMoveFreeze                // the leader of the source is to freeze a partition and say in which state
 	opMoveSeal                  // a node is to bring a copy to that state
 )

@@ -263,7 +263,16 @@ func moveWithPowerCut(t, whole *testing.T, all []*member, index int32, step, vic
 	begin(t, all[0], Reassignment{Topic: "t", Index: index, Replicas: []meta.NodeID{2, 1, 3}})
 	select {
 	case <-reached:
-	case <-time.After(patience):
+	case <-time.After(patience / 4):
+		for _, m := range all {
+			t.Logf("node %d: %+v", m.Self(), m.Moves())
+			for _, s := range m.Image().Shards() {
+				if r := m.replica(s.ID); r != nil {
+					term, ok := r.group.Serving()
+					t.Logf("   shard %d: %+v; serving %v %v done %d of %d; set %+v", s.ID, r.group.Status(), term, ok, r.doneTerm.Load(), r.done.Load(), r.set.Status())
+				}
+			}
+		}
 		t.Fatalf("the switch does not come to %s", step)
 	}
 	var who meta.NodeID
