@@ -45,8 +45,8 @@ type Group struct {
 	due           chan struct{} // a checkpoint is due
 	again         chan struct{} // the replica must start anew
 
-	reloading sync.Mutex // held while the library's configuration is changed
-	idle      idle       // belongs to the watcher
+	beats beats
+	idle  idle // belongs to the watcher
 
 	ctx    context.Context // of the group's own goroutines
 	cancel context.CancelFunc

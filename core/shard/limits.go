@@ -13,8 +13,8 @@ const (
 	// one batch of at most 10 MiB, with room.
 	MaxEntryBytes = 16 << 20
 
-	// leasePart of the heartbeat timeout is the leader's lease: 400 ms of 500. It is twice what lies between two heartbeats of an idle
-	// group. Nothing that is answered relies on it.
+	// leasePart of the heartbeat timeout is the leader's lease: 400 ms of 500. It is more than twice what lies between two heartbeats of
+	// an idle group. Nothing that is answered relies on it.
 	leasePart = 0.8
 	// maxAppendEntries is the number of entries of one AppendEntries and of one group commit.
 	maxAppendEntries = 128
@@ -66,10 +66,10 @@ const (
 	// behind; after that it gets the checkpoint.
 	trailingFactor = 4
 
-	// quietAfter without a new entry a group counts as idle, and its leader sends quietFactor times fewer heartbeats: every 100 to
-	// 200 ms. A follower misses two at least before it stands for election.
-	quietAfter  = 5 * time.Second
-	quietFactor = 2
+	// quietAfter without a new entry a group counts as idle, and its leader sends heartbeats together with the other idle groups', every
+	// quietPart of the heartbeat timeout: 150 ms of 500. A follower misses two at least before it stands for election.
+	quietAfter = 5 * time.Second
+	quietPart  = 0.3
 	// repeatAfter a leader says again what a follower has been told already.
 	repeatAfter = time.Second
 

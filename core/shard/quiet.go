@@ -1,6 +1,9 @@
 package shard
 
 import (
+	"context"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -31,23 +34,61 @@ func (p *pipeline) repeats(a *raft.AppendEntriesRequest, now time.Time) bool {
 	return false
 }
 
-// pace slows the heartbeats of a group down that has been led without a new entry for quietAfter,
-// and takes them up again when there is one. A leader's heartbeat timeout means nothing but how
-// often it sends; as soon as it leads no more it has the others' again.
-//
-// It belongs to the watcher.
+// pace lets the heartbeats of a group wait for each other that has been led without a new entry for
+// quietAfter, until there is one. It belongs to the watcher.
 func (g *Group) pace(now time.Time) {
 	_, leads := g.leads()
-	want := g.heartbeat
-	if g.idle.longSince(leads, g.raft().LastIndex(), now) {
-		want = quietFactor * g.heartbeat
+	g.beats.quiet.Store(g.idle.longSince(leads, g.raft().LastIndex(), now))
+}
+
+func (g *Group) quietBeat() time.Duration { return time.Duration(float64(g.heartbeat) * quietPart) }
+
+// beats has the heartbeats of idle groups sent at the same moments: to all followers, by all groups
+// of a process. The library sends each 50 to 100 ms after the answer to the one before, so that a
+// process is woken for every one of them and for every answer.
+type beats struct {
+	quiet atomic.Bool
+	mu    struct {
+		sync.Mutex
+		asked int           // checks of leadership that wait for heartbeats
+		now   chan struct{} // closed when there is one; nil while nobody waits
 	}
-	if have := g.raft().ReloadableConfig().HeartbeatTimeout; have == want {
+}
+
+// wait returns at the next moment for heartbeats, at once when one is wanted, or when ctx ends.
+func (b *beats) wait(ctx context.Context, every time.Duration) {
+	b.mu.Lock()
+	if b.mu.asked > 0 {
+		b.mu.Unlock()
 		return
 	}
-	err := g.reload(func(c *raft.ReloadableConfig) { c.HeartbeatTimeout, c.ElectionTimeout = want, want })
-	if err != nil {
-		g.slog.Warn("heartbeats stay as they are", "err", err)
+	if b.mu.now == nil {
+		b.mu.now = make(chan struct{})
+	}
+	now := b.mu.now
+	b.mu.Unlock()
+	moment := time.NewTimer(UntilEven(every))
+	defer moment.Stop()
+	select {
+	case <-moment.C:
+	case <-now:
+	case <-ctx.Done():
+	}
+}
+
+// hurry has heartbeats sent at once, those that wait and those to come, until done is called.
+func (b *beats) hurry() (done func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.asked++
+	if b.mu.now != nil {
+		close(b.mu.now)
+		b.mu.now = nil
+	}
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.mu.asked--
 	}
 }
 
@@ -68,16 +109,6 @@ func (i *idle) longSince(leads bool, last uint64, now time.Time) bool {
 		return now.Sub(i.since) >= quietAfter
 	}
 	return false
-}
-
-// reload changes what the library lets change while it runs.
-func (g *Group) reload(change func(*raft.ReloadableConfig)) error {
-	g.reloading.Lock()
-	defer g.reloading.Unlock()
-	r := g.raft()
-	c := r.ReloadableConfig()
-	change(&c)
-	return r.ReloadConfig(c)
 }
 
 // UntilEven is the time until the next whole multiple of d: what looks regularly does so at the

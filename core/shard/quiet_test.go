@@ -1,7 +1,10 @@
 package shard
 
 import (
+	"context"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -98,4 +101,74 @@ func TestIdleFollowerIsLeftAlone(t *testing.T) {
 	if most := 1 + uint64(time.Since(began)/repeatAfter); times()-before > most+1 {
 		t.Errorf("%d messages within %v of idleness", times()-before, time.Since(began))
 	}
+}
+
+func TestBeatsWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const every = 150 * time.Millisecond
+		var b beats
+		var all sync.WaitGroup
+		var sent [3]time.Time
+		for i := range sent {
+			all.Go(func() {
+				time.Sleep(time.Duration(i) * 20 * time.Millisecond) // the library's timers
+				b.wait(t.Context(), every)
+				sent[i] = time.Now()
+			})
+		}
+		all.Wait()
+		if sent[0] != sent[1] || sent[1] != sent[2] || sent[0].UnixNano()%int64(every) != 0 {
+			t.Errorf("sent at %v", sent)
+		}
+	})
+}
+
+func TestBeatsHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b beats
+		began := time.Now()
+		var waiting sync.WaitGroup
+		waiting.Go(func() { b.wait(t.Context(), time.Hour) })
+		synctest.Wait()
+		done := b.hurry()
+		waiting.Wait()
+		b.wait(t.Context(), time.Hour) // the check is still waiting
+		if took := time.Since(began); took > 0 {
+			t.Errorf("heartbeats waited for %v", took)
+		}
+		done()
+		b.wait(t.Context(), time.Hour)
+		if took := time.Since(began); took == 0 {
+			t.Error("the next did not wait")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		before := time.Now()
+		b.wait(ctx, time.Hour)
+		if took := time.Since(before); took > 0 {
+			t.Errorf("after the end one waited for %v", took)
+		}
+	})
+}
+
+// Whoever asks an idle group's leader to prove itself does not wait for the moment of its heartbeats.
+func TestVerifyOfAnIdleGroupDoesNotWait(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	leader.mustPut("a=1")
+	g := leader.group
+	waits := make(chan struct{})
+	go func() { // a heartbeat that waits for an hour
+		defer close(waits)
+		g.beats.wait(t.Context(), time.Hour)
+	}()
+	c.until("the heartbeat waits", func() bool {
+		g.beats.mu.Lock()
+		defer g.beats.mu.Unlock()
+		return g.beats.mu.now != nil
+	})
+	if err := g.Verify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-waits
 }

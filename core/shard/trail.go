@@ -55,11 +55,14 @@ func (g *Group) Checkpoint(ctx context.Context) error {
 	if index, _ := g.points.current(); g.fsm.applied.Load() <= index {
 		return nil
 	}
+	r := g.raft()
 	since, trailing := g.sinceBytes.Load(), g.trailing()
-	if err := g.reload(func(c *raft.ReloadableConfig) { c.TrailingLogs = trailing }); err != nil {
+	c := r.ReloadableConfig()
+	c.TrailingLogs = trailing
+	if err := r.ReloadConfig(c); err != nil {
 		return fmt.Errorf("checkpoint of shard %d: %w", g.id, err)
 	}
-	err := g.raft().Snapshot().Error()
+	err := r.Snapshot().Error()
 	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return fmt.Errorf("checkpoint of shard %d: %w", g.id, err)
 	}

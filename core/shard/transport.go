@@ -86,11 +86,15 @@ func isHeartbeat(a *raft.AppendEntriesRequest) bool {
 
 // AppendEntries implements raft.Transport.
 func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	beat := isHeartbeat(a)
+	if beat && t.g.beats.quiet.Load() {
+		t.g.beats.wait(t.g.ctx, t.g.quietBeat())
+	}
 	if err := t.mayLead(); err != nil {
 		return err
 	}
 	send := t.NetworkTransport.AppendEntries
-	if isHeartbeat(a) {
+	if beat {
 		send = t.quick.AppendEntries
 	} else if err := t.load(id, a); err != nil {
 		return err
@@ -98,7 +102,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *ra
 	sent := t.g.peers.sending()
 	if err := send(id, to, a, resp); err != nil {
 		t.g.peers.missed(id)
-		if !isHeartbeat(a) {
+		if !beat {
 			t.awaitReachable(id, a.Term, time.Now())
 		}
 		return err

@@ -129,7 +129,10 @@ func (v *verifier) run(g *Group) {
 		v.last = time.Now()
 		r := g.raft()
 		c.term = r.CurrentTerm()
-		c.err = r.VerifyLeader().Error()
+		f := r.VerifyLeader()
+		done := g.beats.hurry()
+		c.err = f.Error()
+		done()
 		close(c.done)
 	}
 }
