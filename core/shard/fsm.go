@@ -18,6 +18,8 @@ type fsm struct {
 	entries  atomic.Uint64 // how many since the start
 	bytes    atomic.Uint64
 	progress chan struct{} // something was applied
+	// load reads an entry whose data was left on disk (see unloaded).
+	load func(index uint64, l *raft.Log) error
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -29,8 +31,45 @@ type failed struct{ err error }
 func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 
 // ApplyBatch implements raft.BatchingFSM. A replica that failed applies nothing more, but its
-// futures must be answered.
+// futures must be answered. Entries whose data is on disk are read as they are needed, up to
+// maxAppendBytes at a time: after a start the library hands over everything since the checkpoint at
+// once, of every group.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	results := make([]any, 0, len(logs))
+	for len(logs) > 0 {
+		n, err := f.loadSome(logs)
+		if err != nil {
+			f.fail(err)
+		}
+		results = append(results, f.applySome(logs[:n])...)
+		logs = logs[n:]
+	}
+	return results
+}
+
+// loadSome returns how many of the entries are to be applied together: all, or those before the one with which more than
+// maxAppendBytes would be read from disk.
+func (f *fsm) loadSome(logs []*raft.Log) (n int, err error) {
+	bytes := 0
+	for i, l := range logs {
+		if !isUnloaded(l) {
+			continue
+		}
+		if bytes >= maxAppendBytes {
+			return i, nil
+		}
+		if f.err() != nil {
+			return len(logs), nil // nothing is applied any more
+		}
+		if err := f.load(l.Index, l); err != nil {
+			return len(logs), fmt.Errorf("load entry %d to apply it: %w", l.Index, err)
+		}
+		bytes += len(l.Data)
+	}
+	return len(logs), nil
+}
+
+func (f *fsm) applySome(logs []*raft.Log) []any {
 	if err := f.err(); err != nil {
 		return allFailed(len(logs), err)
 	}
@@ -45,6 +84,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	var n uint64
 	for _, l := range logs {
 		n += uint64(len(l.Data))
+		l.Data = nil // the library holds the entries of a call until its end
 	}
 	f.entries.Add(uint64(len(logs)))
 	f.bytes.Add(n)

@@ -76,7 +76,8 @@ func openGroup(n *Node, id meta.ShardID, sm StateMachine) (*Group, error) {
 	g.raftLog = newRaftLogger(g.slog)
 	g.metrics = newGroupMetrics(g)
 	g.mu.changed = make(chan struct{})
-	g.fsm = &fsm{sm: sm, fail: g.fail, err: g.Err, progress: make(chan struct{}, 1)}
+	g.fsm = &fsm{sm: sm, fail: g.fail, err: g.Err, progress: make(chan struct{}, 1),
+		load: func(index uint64, l *raft.Log) error { return g.log.GetLog(index, l) }}
 	g.peers = newPeers(func() uint64 { return g.raft().LastIndex() })
 	o := logOptions
 	o.Observe, o.Logger = g.wrote, g.slog

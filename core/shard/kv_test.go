@@ -19,6 +19,7 @@ type kv struct {
 	incomplete atomic.Bool
 	restores   atomic.Int64
 	applies    atomic.Int64
+	most       int // bytes of one call
 	failure    atomic.Pointer[error]
 	hold       chan struct{} // when set, applies wait until it is closed
 	refuse     func(entry string) error
@@ -34,6 +35,11 @@ func (s *kv) ApplyBatch(logs []*raft.Log) []any {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	results := make([]any, len(logs))
+	bytes := 0
+	for _, l := range logs {
+		bytes += len(l.Data)
+	}
+	s.most = max(s.most, bytes)
 	for i, l := range logs {
 		if l.Type != raft.LogCommand {
 			continue
@@ -118,4 +124,11 @@ func (s *kv) block() (release func()) {
 		s.mu.Unlock()
 		close(hold)
 	})
+}
+
+// largest is the most that one call brought.
+func (s *kv) largest() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.most
 }

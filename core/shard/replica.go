@@ -62,21 +62,12 @@ func (g *Group) start() (r *replica, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
-	r.store.applied = r.sentOnly
 	r.store.running.Store(true)
 	g.cur.Store(r)
 	close(r.trans.ready)
 	r.raft.RegisterObserver(raft.NewObserver(r.events, false, observed))
 	go r.trans.pump(r.quit)
 	return r, nil
-}
-
-// sentOnly is the index up to which the library reads entries only to send them: a leader's main loop reads no entry that was given to the state machine.
-func (r *replica) sentOnly() uint64 {
-	if r.raft.State() != raft.Leader {
-		return 0
-	}
-	return r.raft.AppliedIndex()
 }
 
 // observed tells which of Raft's observations may change what the group tells others.

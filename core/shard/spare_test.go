@@ -74,3 +74,24 @@ func TestSpareRateFollowsLiveTraffic(t *testing.T) {
 		t.Error("large writes count as slow ones")
 	}
 }
+
+// TestReplayReadsAsItApplies restarts a replica with more in its log than is kept in memory: the state machine gets all of it, in parts of bounded size.
+func TestReplayReadsAsItApplies(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	m := c.leader()
+	const entries, size = 60, 512 << 10
+	for i := range entries {
+		m.mustPut(fmt.Sprintf("k%d=%s", i, strings.Repeat("x", size)))
+	}
+	m.crash()
+	m.restart()
+	c.until("everything is applied again", func() bool { return len(m.sm.all()) == entries })
+	if most := m.sm.largest(); most > maxAppendBytes+size {
+		t.Errorf("%d bytes were given to the state machine at once", most)
+	}
+	for i, entry := range m.sm.all() {
+		if want := fmt.Sprintf("k%d=x", i); !strings.HasPrefix(entry, want) || len(entry) != size+len(want)-1 {
+			t.Fatalf("entry %d is %.20q with %d bytes", i, entry, len(entry))
+		}
+	}
+}

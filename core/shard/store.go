@@ -19,14 +19,11 @@ type guardedStore struct {
 	*raftlog.Store
 	running atomic.Bool // before, errors are returned: they end NewRaft
 	fail    func(error)
-	// applied, when this replica leads, is the index up to which Raft reads entries only to send them; otherwise 0.
-	applied func() uint64
 }
 
-// unloaded marks an entry whose data was not read. A leader reads 128 entries for a request to a follower that is behind, and 8 MiB of them are sent
-// (guard 11): the rest would be read from disk, and held in memory, for nothing. So entries that are no longer in memory are read when they are
-// sent. The mark never leaves this package: what is marked is applied already, so that Raft reads it for nothing else, and every request passes
-// through transport.load.
+// unloaded marks an entry whose data was not read. The library reads entries long before it needs them: 128 for a request to a follower that is behind,
+// of which 8 MiB are sent (guard 11), and after a start all since the checkpoint, of every group at once. So commands that are no longer in memory are
+// read when they are sent (transport.load) or applied (fsm.load); nothing else looks at their data. The mark never leaves this package.
 var unloaded = []byte("unloaded")
 
 func isUnloaded(l *raft.Log) bool {
@@ -40,19 +37,26 @@ func (s *guardedStore) die(err error) {
 
 // GetLog implements raft.LogStore.
 func (s *guardedStore) GetLog(index uint64, l *raft.Log) error {
-	var err error
-	if s.running.Load() && s.applied != nil && index <= s.applied() {
-		var whole bool
-		if whole, err = s.Store.GetHead(index, l); err == nil && !whole {
-			l.Extensions = unloaded
-		}
-	} else {
-		err = s.Store.GetLog(index, l)
-	}
+	err := s.get(index, l)
 	if err != nil && err != raft.ErrLogNotFound && s.running.Load() {
 		s.die(err)
 	}
 	return err
+}
+
+func (s *guardedStore) get(index uint64, l *raft.Log) error {
+	if !s.running.Load() {
+		return s.Store.GetLog(index, l)
+	}
+	whole, err := s.Store.GetHead(index, l)
+	switch {
+	case err != nil || whole:
+		return err
+	case l.Type != raft.LogCommand:
+		return s.Store.GetLog(index, l)
+	}
+	l.Extensions = unloaded
+	return nil
 }
 
 // SetUint64 implements raft.StableStore.
