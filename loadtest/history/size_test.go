@@ -40,7 +40,7 @@ func heap() uint64 {
 
 // What the package comment says of memory.
 func TestSizeOfAHistory(t *testing.T) {
-	const records = 240_000
+	const records = 100_000
 	before := heap()
 	h := long(records)
 	per := float64(heap()-before) / records

@@ -102,7 +102,9 @@ func TestPublishing(t *testing.T) {
 }
 
 func TestRefusedAndSilent(t *testing.T) {
-	addr := broker(t, func(packets.ControlPacket) packets.ControlPacket { return connack(packets.ErrRefusedNotAuthorised, false) })
+	addr := broker(t, func(packets.ControlPacket) packets.ControlPacket {
+		return connack(packets.ErrRefusedNotAuthorised, false)
+	})
 	if _, _, err := Dial(context.Background(), addr, Options{ID: "d"}); err == nil {
 		t.Error("a refused connection is no error")
 	}
