@@ -291,8 +291,8 @@ func TestDataDirectoryKeepsItsOwner(t *testing.T) {
 	if _, err := Open(o); !errors.Is(err, ErrOtherNode) {
 		t.Fatalf("opened as another node: %v", err)
 	}
-	if err := o.FS.Remove("/data/" + identityFile); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{identityFile, identityCopy} {
+		removeFile(t, o.FS, "/data/"+name)
 	}
 	if _, err := Open(o); !errors.Is(err, ErrNoIdentity) {
 		t.Fatalf("opened without identity: %v", err)

@@ -352,6 +352,9 @@ func (c *Controller) renew(ctx context.Context, id meta.ShardID, wanted func() b
 	return false
 }
 
+// errNotLed is returned by a node that does not lead the shard, or has no majority behind it.
+var errNotLed = errors.New("does not lead the shard")
+
 // errAlone is returned when a damaged replica has nobody to begin anew from.
 var errAlone = errors.New("no other node has a replica")
 
@@ -369,6 +372,9 @@ func (c *Controller) askToRenew(ctx context.Context, id meta.ShardID) error {
 		cancel()
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, errNotLeader) {
+			err = errNotLed
 		}
 		errs = append(errs, fmt.Errorf("node %d: %w", node, err))
 	}

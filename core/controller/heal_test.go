@@ -352,7 +352,7 @@ func TestDamagedFilesHeal(t *testing.T) {
 		{"segments cut and gone", func(t *testing.T, fsys vfs.FS) {
 			files := listSuffix(t, fsys, "/data/t-0", ".log")
 			removeFile(t, fsys, files[0])
-			cutFile(t, fsys, files[len(files)-1], 100)
+			cutTo(t, fsys, files[len(files)-1], 100)
 			flipByte(t, fsys, files[1], 777)
 		}},
 		{"indexes", func(t *testing.T, fsys vfs.FS) {
@@ -360,11 +360,11 @@ func TestDamagedFilesHeal(t *testing.T) {
 				if i%2 == 0 {
 					flipByte(t, fsys, name, 200)
 				} else {
-					cutFile(t, fsys, name, 130)
+					cutTo(t, fsys, name, 130)
 				}
 			}
 		}},
-		{"partition.metadata", func(t *testing.T, fsys vfs.FS) { cutFile(t, fsys, "/data/t-0/partition.metadata", 20) }},
+		{"partition.metadata", func(t *testing.T, fsys vfs.FS) { cutTo(t, fsys, "/data/t-0/partition.metadata", 20) }},
 		{"origin", func(t *testing.T, fsys vfs.FS) { flipByte(t, fsys, "/data/origin.id", 3) }},
 		{"raft log flipped", func(t *testing.T, fsys vfs.FS) {
 			for _, name := range listSuffix(t, fsys, dir+"/log", ".rlog") {
@@ -373,13 +373,13 @@ func TestDamagedFilesHeal(t *testing.T) {
 		}},
 		{"raft log cut", func(t *testing.T, fsys vfs.FS) {
 			for _, name := range listSuffix(t, fsys, dir+"/log", ".rlog") {
-				cutFile(t, fsys, name, 0)
+				cutTo(t, fsys, name, 0)
 			}
 		}},
 		{"raft log gone", func(t *testing.T, fsys vfs.FS) { removeAll(t, fsys, dir+"/log") }},
 		{"replica gone", func(t *testing.T, fsys vfs.FS) { removeAll(t, fsys, dir) }},
 		{"checkpoint flipped", func(t *testing.T, fsys vfs.FS) { flipByte(t, fsys, dir+"/checkpoint", 50) }},
-		{"checkpoint cut", func(t *testing.T, fsys vfs.FS) { cutFile(t, fsys, dir+"/checkpoint", 50) }},
+		{"checkpoint cut", func(t *testing.T, fsys vfs.FS) { cutTo(t, fsys, dir+"/checkpoint", 50) }},
 		{"checkpoint gone", func(t *testing.T, fsys vfs.FS) { removeFile(t, fsys, dir+"/checkpoint") }},
 		{"metadata log flipped", func(t *testing.T, fsys vfs.FS) {
 			flipByte(t, fsys, listSuffix(t, fsys, "/data/shards/0/log", ".rlog")[0], 100)
@@ -420,7 +420,7 @@ func listSuffix(t *testing.T, fsys vfs.FS, dir, suffix string) (out []string) {
 	return out
 }
 
-func cutFile(t *testing.T, fsys vfs.FS, name string, size int64) {
+func cutTo(t *testing.T, fsys vfs.FS, name string, size int64) {
 	t.Helper()
 	f, err := fsys.Open(name)
 	if err != nil {
@@ -512,4 +512,45 @@ func TestMostReplicasDamaged(t *testing.T) {
 			all[i] = m.awaitReady()
 		}
 	})
+}
+
+// TestDamagedIdentityHeals flips each byte of either identity file, cuts it, and removes it: the node is who it was.
+func TestDamagedIdentityHeals(t *testing.T) {
+	o := options(1)
+	m := start(t, o)
+	want := m.id.read()
+	m.stop()
+	o = m.o
+	for _, name := range []string{"/data/" + identityFile, "/data/" + identityCopy} {
+		raw, err := vfs.ReadFile(o.FS, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := range int64(len(raw)) + 2 {
+			switch at - int64(len(raw)) {
+			case 0:
+				removeFile(t, o.FS, name)
+			case 1:
+				cutTo(t, o.FS, name, 30)
+			default:
+				flipByte(t, o.FS, name, at)
+			}
+			id, err := openIdentity(o.FS, "/data", 1)
+			if err != nil {
+				t.Fatalf("%s, byte %d: %v", name, at, err)
+			}
+			got := id.read()
+			if got.Incarnation != want.Incarnation || got.ClusterID != want.ClusterID || !slices.Equal(got.Peers, want.Peers) {
+				t.Fatalf("%s, byte %d: %+v, want %+v", name, at, got, want)
+			}
+			if err := id.close(); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{identityFile, identityCopy} {
+				if f, err := readIdentity(o.FS, "/data/"+name); err != nil || f.Sum == "" {
+					t.Fatalf("%s is not mended: %v", name, err)
+				}
+			}
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 const (
 	identityFile    = "node.json"
+	identityCopy    = "node.json.copy" // the same, for when a bit of the other has flipped
 	lockFile        = "node.lock"
 	identityVersion = 1
 )
@@ -51,7 +53,48 @@ type identityJSON struct {
 	NodeID      meta.NodeID `json:"nodeId"`
 	Incarnation string      `json:"incarnation"`
 	Peers       []peer      `json:"peers,omitempty"`
+	// Sum is the CRC32C of the file with an empty sum, in hexadecimal; a file of an early release has none.
+	Sum string `json:"crc32c,omitempty"`
 }
+
+// encode returns the file's bytes.
+func (f identityJSON) encode() []byte {
+	f.Sum = ""
+	f.Sum = f.sum()
+	return f.marshal()
+}
+
+func (f identityJSON) marshal() []byte {
+	raw, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		panic("BUG: encode identity: " + err.Error())
+	}
+	return append(raw, '\n')
+}
+
+func (f identityJSON) sum() string {
+	f.Sum = ""
+	return fmt.Sprintf("%08x", crc32.Checksum(f.marshal(), crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// readIdentity reads one of the two files. The error wraps fs.ErrNotExist when there is none, and errIdentity when it is not
+// what was written.
+func readIdentity(fsys vfs.FS, name string) (f identityJSON, err error) {
+	raw, err := vfs.ReadFile(fsys, name)
+	if err != nil {
+		return f, fmt.Errorf("read %s: %w", name, err)
+	}
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return f, fmt.Errorf("read %s: %w: %w", name, errIdentity, err)
+	}
+	if f.Version <= identityVersion && f.Sum != "" && f.Sum != f.sum() {
+		return f, fmt.Errorf("read %s: %w: its sum is %s, want %s", name, errIdentity, f.Sum, f.sum())
+	}
+	return f, nil
+}
+
+// errIdentity is returned for an identity file that is damaged.
+var errIdentity = errors.New("damaged")
 
 // peer is where another node was last. A voter that restarts must find the others before it has
 // any metadata: it learns what is committed from them.
@@ -82,16 +125,17 @@ func openIdentity(fsys vfs.FS, dir string, node meta.NodeID) (*identity, error) 
 func (id *identity) path() string { return filepath.Join(id.dir, identityFile) }
 
 func (id *identity) load(node meta.NodeID) error {
-	raw, err := vfs.ReadFile(id.fs, id.path())
+	f, err := readIdentity(id.fs, id.path())
+	second, copyErr := readIdentity(id.fs, filepath.Join(id.dir, identityCopy))
+	gone := errors.Is(err, fs.ErrNotExist)
+	whole := err == nil && copyErr == nil && f.Sum != "" && second.Sum != ""
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case gone && errors.Is(copyErr, fs.ErrNotExist):
 		return id.create(node)
+	case copyErr == nil && (gone || errors.Is(err, errIdentity) || err == nil && f.Sum == "" && f.ClusterID == second.ClusterID):
+		f = second // with a sum, which one that says it has none may only have lost
 	case err != nil:
-		return fmt.Errorf("read %s: %w", id.path(), err)
-	}
-	var f identityJSON
-	if err := json.Unmarshal(raw, &f); err != nil {
-		return fmt.Errorf("read %s: %w", id.path(), err)
+		return err
 	}
 	switch {
 	case f.Version > identityVersion:
@@ -101,8 +145,13 @@ func (id *identity) load(node meta.NodeID) error {
 	case f.Incarnation == "":
 		return fmt.Errorf("read %s: no incarnation: %w", id.path(), ErrNoIdentity)
 	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
 	id.mu.file = f
-	return nil
+	if whole {
+		return nil
+	}
+	return id.writeLocked()
 }
 
 func (id *identity) create(node meta.NodeID) error {
@@ -116,12 +165,11 @@ func (id *identity) create(node meta.NodeID) error {
 }
 
 func (id *identity) writeLocked() error {
-	raw, err := json.MarshalIndent(id.mu.file, "", "  ")
-	if err != nil {
-		panic("BUG: encode identity: " + err.Error())
-	}
-	if err := vfs.WriteFile(id.fs, id.path(), append(raw, '\n')); err != nil {
-		return fmt.Errorf("write %s: %w", id.path(), err)
+	raw := id.mu.file.encode()
+	for _, name := range []string{identityFile, identityCopy} {
+		if err := vfs.WriteFile(id.fs, filepath.Join(id.dir, name), raw); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
 	}
 	return nil
 }
