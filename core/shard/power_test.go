@@ -2,12 +2,16 @@ package shard
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 
 	"sluice/core/meta"
+	"sluice/core/partition"
 	"sluice/core/vfs"
 )
 
@@ -57,6 +61,7 @@ func TestPowerCutAtEverySync(t *testing.T) {
 			return
 		}
 	}
+	l.atRandom(a, c)
 	cancel()
 	producers.Wait()
 	l.at("at the end")
@@ -65,6 +70,33 @@ func TestPowerCutAtEverySync(t *testing.T) {
 	l.stopMembers()
 	for _, p := range l.kept {
 		l.wake(p)
+	}
+}
+
+// atRandom goes on with as many acts as POWER_ACTS says, in any order.
+func (l *powerLab) atRandom(keys ...partition.Key) {
+	more, _ := strconv.Atoi(os.Getenv("POWER_ACTS"))
+	acts := []func(){
+		l.handOver, l.cutOff, l.longOutage, l.cleanStop, func() { l.outage(1) }, func() { l.outage(2) }, func() { l.outage(len(l.members)) },
+		func() { l.retain(keys[l.random.IntN(len(keys))], l.random.Int64N(40)) },
+		func() {
+			if len(l.members) > 3 {
+				l.leave()
+			} else {
+				l.join(meta.NodeID(len(l.nodes) + 1))
+			}
+		},
+	}
+	for n := range more {
+		l.mu.Lock()
+		act := l.random.IntN(len(acts))
+		l.mu.Unlock()
+		l.at(fmt.Sprintf("act %d, of kind %d", n, act))
+		acts[act]()
+		l.enough(25)
+		if l.t.Failed() {
+			return
+		}
 	}
 }
 
@@ -220,4 +252,32 @@ func (l *powerLab) wake(p photograph) {
 			l.t.Errorf("%s: %v: %v", w.moment, k, err)
 		}
 	}
+}
+
+// TestLyingDisk: a follower whose disk says that it has synced, and has not, loses its power. While the leader lives the others miss nothing, and it is told
+// again what it had.
+func TestLyingDisk(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	leader.mustPut("honest=1")
+	liar := follower(c, leader)
+	c.until("all have it", c.same(leader, liar))
+	lie, err := vfs.NewRules("", []vfs.Rule{{Mode: vfs.Lie}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	liar.fault.SetRules(lie)
+	for i := range 50 {
+		leader.mustPut(fmt.Sprintf("k%d=v", i))
+	}
+	c.until("it has said that it has all", c.same(leader, liar))
+	liar.crash()
+	leader.mustPut("meanwhile=1")
+	liar.restart()
+	if got := liar.sm.all(); len(got) > 1 {
+		t.Fatalf("%d entries survived on a disk that lies", len(got))
+	}
+	c.until("it has been told again", c.same(leader, liar))
+	leader.mustPut("after=1")
+	c.until("it goes on", c.same(leader, liar))
 }
