@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,8 @@ const (
 	// Without the distance a disk at its reserve would refuse and accept in turns.
 	lowPart  = 8
 	fullPart = 4
+	// spentPart of the reserve: with less left a disk takes no more writes worth mentioning. See spent.
+	spentPart = 16
 	// writtenTimes is how often a record is written: to the log, and to its segment.
 	writtenTimes = 2
 	// relieveInterval separates checkpoints that are taken to get space back.
@@ -56,6 +59,11 @@ type NodeDisk struct {
 	heard time.Time
 	since int64 // what had been admitted, and written, when it was asked: the rest is yet to come
 }
+
+// spent tells whether there is so little left that replicas there are about to stop for want of space, if they have not. They
+// come back by themselves when there is some. Nobody waits for them meanwhile, as nobody waits for a node that is down: a shard goes on
+// while a majority of its voters has space, and is led by one of these.
+func (d *DiskState) spent() bool { return d.FreeBytes < d.ReserveBytes/spentPart }
 
 // near tells whether the disk may be low soon.
 func (d *DiskState) near() bool { return d.FreeBytes/nearReserves < d.ReserveBytes }
@@ -149,12 +157,33 @@ func (d *disks) find(id meta.ShardID, is func(*NodeDisk) bool) (NodeDisk, bool) 
 		return NodeDisk{}, false
 	}
 	s := d.c.Image().Shard(id)
+	if s == nil {
+		return NodeDisk{}, false
+	}
+	spent := 0
 	for i := range *tight {
-		if at := &(*tight)[i]; is(at) && s != nil && votes(s, at.Node) {
-			return *at, true
+		if at := &(*tight)[i]; at.spent() && votes(s, at.Node) {
+			spent++
 		}
 	}
+	goesOn := spent <= (len(s.Voters)-1)/2
+	for i := range *tight {
+		at := &(*tight)[i]
+		if !is(at) || !votes(s, at.Node) || at.spent() && goesOn && at.Node != d.c.Self() {
+			continue
+		}
+		return *at, true
+	}
 	return NodeDisk{}, false
+}
+
+// spent tells whether a node's disk has nothing left, as far as this node knows.
+func (d *disks) spent(node meta.NodeID) bool {
+	tight := d.tight.Load()
+	if tight == nil {
+		return false
+	}
+	return slices.ContainsFunc(*tight, func(at NodeDisk) bool { return at.Node == node && at.spent() })
 }
 
 func votes(s *meta.Shard, node meta.NodeID) bool {
@@ -313,6 +342,10 @@ func (d *disks) learn(node meta.NodeID, now DiskState, since int64) {
 	d.publishLocked()
 	d.mu.Unlock()
 	log := d.c.log.With("disk", node, "free", now.FreeBytes, "reserve", now.ReserveBytes)
+	if now.spent() && !last.spent() {
+		log.Warn("a disk has nothing left: its replicas stop and come back when there is space; where a majority has space the others go on")
+		d.c.beat.notify() // what is led here is handed over at once
+	}
 	switch {
 	case now.Full && !last.Full:
 		log.Warn("a disk is nearly full: neither records nor group offsets are taken for its shards until there is space")

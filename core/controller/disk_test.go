@@ -122,10 +122,39 @@ func TestEveryVoterKnowsALowDisk(t *testing.T) {
 	expect("still low", all, true, false)
 	disk.SetFree(80 << 20)
 	expect("space again", all, false, false)
-	disk.SetFree(1)
+	disk.SetFree(15 << 20)
 	expect("a full disk again", all, true, true)
 	b.crash()
 	expect("a node that is down holds nobody up", []*member{a, c}, false, false)
+}
+
+// TestADiskWithNothingLeftHoldsNobodyUp fills the disk of the node that leads: another leads then, and takes records, as a majority has space. With a
+// second disk full nobody takes any.
+func TestADiskWithNothingLeftHoldsNobodyUp(t *testing.T) {
+	o, first := faulty(options(1))
+	a := start(t, o)
+	o, second := faulty(options(2, a.Addr()))
+	b := start(t, o)
+	c := start(t, options(3, a.Addr()))
+	a.eventually("three voters", func() bool { return voters(a) == 3 })
+	a.create(plain("t"))
+	id := a.Image().Topic("t").Partitions[0].Shard
+	nodes := map[meta.NodeID]*member{1: a, 2: b, 3: c}
+	takes := func(m *member) bool {
+		_, low := m.LowDisk(id)
+		_, full := m.FullDisk(id)
+		return !low && !full
+	}
+	first.SetFree(3 << 20)
+	a.eventually("a node with space to lead, and to take records", func() bool {
+		leader, _, ok := c.LeaderOf(id)
+		return ok && leader != 1 && takes(nodes[leader]) && !takes(a)
+	})
+	second.SetFree(3 << 20)
+	c.eventually("nobody to take records", func() bool { return !takes(a) && !takes(b) && !takes(c) })
+	first.SetFree(1 << 30)
+	second.SetFree(1 << 30)
+	c.eventually("everybody to take records", func() bool { return takes(a) && takes(b) && takes(c) })
 }
 
 // TestALowDiskGetsItsSpaceBack deletes a topic on a low disk: its files go without a record being written.

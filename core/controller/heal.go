@@ -492,21 +492,32 @@ func (c *Controller) reopenMetadata(ctx context.Context, cause error) error {
 	return nil
 }
 
-// yield hands the shard to a voter that has everything, while segments here are damaged: clients need not wait for the
-// repair. Where there is none this replica goes on to lead: it serves what is good.
-func (r *replica) yield(ctx context.Context) (handed bool) {
+// mustYield says why another replica should lead, "" when this one is as good.
+func (r *replica) mustYield() string {
+	switch {
+	case !r.set.Complete():
+		return "segments here are damaged"
+	case r.c.disks.spent(r.c.Self()):
+		return "the disk here is full"
+	}
+	return ""
+}
+
+// yield hands the shard to a voter that has everything, and space: clients need not wait until this one is well again. Where there
+// is none this replica goes on to lead: it serves what is good.
+func (r *replica) yield(ctx context.Context, why string) (handed bool) {
 	for _, x := range r.group.Replicas() {
-		if x.Server.Node == r.c.Self() || !x.Voter || !x.InSync || !r.usable(x.Server) {
+		if x.Server.Node == r.c.Self() || !x.Voter || !x.InSync || !r.usable(x.Server) || r.c.disks.spent(x.Server.Node) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 		err := r.group.Transfer(ctx, x.Server.Node)
 		cancel()
 		if err == nil {
-			r.c.log.Info("handed shard over: segments here are damaged", "shard", r.id, "node", x.Server.Node)
+			r.c.log.Info("handed shard over", "shard", r.id, "node", x.Server.Node, "why", why)
 			return true
 		}
-		r.c.log.Info("could not hand over a shard with damaged segments", "shard", r.id, "to", x.Server.Node, "err", err)
+		r.c.log.Info("could not hand shard over", "shard", r.id, "to", x.Server.Node, "why", why, "err", err)
 	}
 	return false
 }

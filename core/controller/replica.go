@@ -86,7 +86,7 @@ func (r *replica) run(ctx context.Context) {
 // round does what the leader has to do now.
 func (r *replica) round(ctx context.Context) error {
 	term, ok := r.group.Serving()
-	if ok && !r.set.Complete() && r.yield(ctx) {
+	if why := r.mustYield(); ok && why != "" && r.yield(ctx, why) {
 		return nil
 	}
 	if !ok {
@@ -309,7 +309,7 @@ func (r *replica) found(ctx context.Context, s *meta.Shard) (handed bool) {
 // while.
 func (r *replica) preferLeader(ctx context.Context, s *meta.Shard) error {
 	preferred := s.Preferred()
-	if preferred == r.c.Self() || !slices.Contains(r.isr(s), preferred) || !r.usable(s.Voters[0]) {
+	if preferred == r.c.Self() || !slices.Contains(r.isr(s), preferred) || !r.usable(s.Voters[0]) || r.c.disks.spent(preferred) {
 		r.preferredSince = time.Time{}
 		return nil
 	}
