@@ -55,10 +55,10 @@ wait_ready() {  # NAME HOST:PORT
   done
 }
 
-# The pid file may be old and its number another program's by now: only a process that names its own data counts.
+# The pid file may be old and its number another program's by now: only a process that names its own data counts, or the script that is about to become it.
 alive() {
   local pid; pid=$(cat "$data/$1.pid" 2>/dev/null) || return 1
-  [ -n "$pid" ] && { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF -- "--data $data/$1 "
+  [ -n "$pid" ] && { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF -e "--data $data/$1 " -e "$data/$1.sh "
 }
 tell() { if alive "$2"; then kill -"$1" "$(cat "$data/$2.pid")" 2>/dev/null || true; fi; }
 

@@ -45,8 +45,8 @@ func TestSizeOfAHistory(t *testing.T) {
 	h := long(records)
 	per := float64(heap()-before) / records
 	t.Logf("%.1f bytes a record", per)
-	if per > 40 {
-		t.Errorf("%.1f bytes a record, want about 32", per)
+	if per > 50 { // 33 with ten times as many; here pieces that are not full count
+		t.Errorf("%.1f bytes a record", per)
 	}
 	if v := h.Check(); !v.OK() || v.Acked != records || v.Found != records {
 		t.Errorf("%+v", v)
