@@ -32,7 +32,10 @@ type powerLab struct {
 
 	mu     sync.Mutex
 	alive  map[meta.NodeID]*vfs.Mem // disks with power
+	synced map[meta.NodeID]*vfs.Mem // what each node's last sync left, as long as images has not got it
 	images map[meta.NodeID]*image
+	began  time.Time
+	spent  time.Duration // looking at cuts
 	acked  map[partition.Key][]acked
 	starts map[partition.Key]int64 // the highest that was asked for
 	gone   map[partition.Key]bool  // may be deleted
@@ -71,7 +74,7 @@ const photographs = 6
 
 func newPowerLab(t *testing.T) *powerLab {
 	l := &powerLab{
-		t: t, alive: map[meta.NodeID]*vfs.Mem{}, images: map[meta.NodeID]*image{}, acked: map[partition.Key][]acked{},
+		t: t, alive: map[meta.NodeID]*vfs.Mem{}, began: time.Now(), synced: map[meta.NodeID]*vfs.Mem{}, images: map[meta.NodeID]*image{}, acked: map[partition.Key][]acked{},
 		starts: map[partition.Key]int64{}, gone: map[partition.Key]bool{}, members: map[meta.NodeID]*powerMember{}, random: rand.New(rand.NewPCG(powerSeed(t), 0)),
 	}
 	l.cluster = &cluster{t: t, nodes: map[meta.NodeID]*member{}, gates: map[[2]meta.NodeID]*gate{}, tune: l.tune}
@@ -121,31 +124,50 @@ func (l *powerLab) sync(id meta.NodeID, disk *vfs.Mem, what string, do func() er
 }
 
 // cut cuts the power of one node, in a copy of its disk, and compares what is left with what the others have synced. Without keep nothing that was
-// not synced survives, and the result is what the node has from now on.
+// not synced survives, and the result is what the node has from now on. It returns false for a node without power.
 func (l *powerLab) cut(id meta.NodeID, disk *vfs.Mem, what string, keep func() bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.alive[id] != disk {
 		return false
 	}
-	if l.t.Failed() {
+	if keep == nil {
+		l.synced[id] = disk.CrashClone(nil)
+	}
+	begin := time.Now()
+	if l.t.Failed() || l.spent > begin.Sub(l.began)/2 { // the nodes need time, too: nobody is elected where a vote takes longer than an election
 		return true
 	}
 	what = fmt.Sprintf("cut %d, %s on node %d, %s", l.cuts, what, id, l.moment)
 	l.cuts++
-	i, err := recoverImage(disk.CrashClone(keep), l.nodes[id].self)
-	if err != nil {
-		l.t.Errorf("%s: the replica does not start: %v", what, err)
-		return true
+	l.look(id, disk, what, keep)
+	l.spent += time.Since(begin)
+	return true
+}
+
+// look starts what a cut leaves.
+func (l *powerLab) look(id meta.NodeID, disk *vfs.Mem, what string, keep func() bool) {
+	for other, disk := range l.synced {
+		i, err := recoverImage(disk, l.nodes[other].self)
+		if err != nil {
+			l.t.Errorf("%s: node %d does not start: %v", what, other, err)
+			return
+		}
+		l.images[other] = i
+		delete(l.synced, other)
 	}
 	images := maps.Clone(l.images)
-	images[id] = i
-	l.check(what, images)
 	if keep == nil {
-		l.images[id] = i
 		l.photograph(what)
+	} else {
+		i, err := recoverImage(disk.CrashClone(keep), l.nodes[id].self)
+		if err != nil {
+			l.t.Errorf("%s: the node does not start: %v", what, err)
+			return
+		}
+		images[id] = i
 	}
-	return true
+	l.check(what, images)
 }
 
 func (l *powerLab) photograph(what string) {

@@ -201,6 +201,7 @@ func (l *powerLab) leave() {
 	l.alive[gone.id] = nil // its disk is thrown away
 	delete(l.alive, gone.id)
 	delete(l.images, gone.id)
+	delete(l.synced, gone.id)
 	l.mu.Unlock()
 	delete(l.members, gone.id)
 }
