@@ -20,7 +20,7 @@ var errBroken = errors.New("the cluster has not kept its promises")
 
 // Short runs see every kind of fault once and fit into a ring of tests.
 const (
-	shortFaults   = 22
+	shortFaults   = 23
 	shortDuration = 4 * time.Minute
 )
 

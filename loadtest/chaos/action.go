@@ -46,6 +46,8 @@ func (r *run) act(f Fault, node int) action {
 	case FullDisk:
 		d := c.disks[node-1]
 		return action{begin: func(context.Context) error { return d.fill(int64(f.Value % fullLeaveMax)) }, end: func(context.Context) error { return d.empty() }}
+	case LostDisk:
+		return action{begin: func(context.Context) error { p.kill(); return c.disks[node-1].lose() }, end: start}
 	case Damage, DamageLog:
 		return r.damages(f, node, p)
 	}

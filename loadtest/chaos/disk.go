@@ -43,3 +43,11 @@ func (d disk) empty() error {
 	}
 	return nil
 }
+
+// lose removes all data of a node that does not run.
+func (d disk) lose() error {
+	if err := os.RemoveAll(d.data()); err != nil {
+		return fmt.Errorf("lose the data in %s: %w", d.dir, err)
+	}
+	return nil
+}

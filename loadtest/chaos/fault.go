@@ -25,6 +25,7 @@ const (
 	FullDisk   Kind = "full-disk"   // a node's file system is filled up
 	Damage     Kind = "damage"      // a closed segment of a stopped node is changed or cut short
 	DamageLog  Kind = "damage-log"  // a Raft log file of a stopped node is changed or cut short
+	LostDisk   Kind = "lost-disk"   // a node is killed and comes back with an empty disk
 	GatewayCut Kind = "gateway-cut" // the gateway loses its uplink
 	GatewayDie Kind = "gateway-kill"
 
@@ -93,7 +94,7 @@ func (f Fault) value() string {
 // judged tells whether writes have to go on within unavailableMax after a fault of this kind.
 func (k Kind) judged() bool {
 	switch k {
-	case Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, FullDisk, Damage, DamageLog, PowerCut:
+	case Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, FullDisk, Damage, DamageLog, LostDisk, PowerCut:
 		return true
 	}
 	return false

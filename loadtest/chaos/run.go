@@ -358,8 +358,8 @@ func (r *run) restart(ctx context.Context, node int) error {
 // replace starts a node with an empty disk, as one would replace a machine that is gone.
 func (r *run) replace(ctx context.Context, node int) error {
 	r.cluster.nodes[node-1].kill()
-	if err := os.RemoveAll(r.cluster.disks[node-1].data()); err != nil {
-		return fmt.Errorf("empty the disk of node %d: %w", node, err)
+	if err := r.cluster.disks[node-1].lose(); err != nil {
+		return err
 	}
 	return r.cluster.nodes[node-1].start(ctx)
 }

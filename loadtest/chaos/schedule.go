@@ -18,7 +18,7 @@ const scheduleStream = 0x5c4ed
 
 // kinds are the faults that are possible, in a fixed order.
 func (c Conditions) kinds() []Kind {
-	all := []Kind{Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, Lossy, Narrow, Slow, HalfOpen, FullDisk, Damage, DamageLog}
+	all := []Kind{Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, Lossy, Narrow, Slow, HalfOpen, FullDisk, Damage, DamageLog, LostDisk}
 	if c.Gateway {
 		all = append(all, GatewayCut, GatewayDie)
 	}
@@ -106,7 +106,7 @@ func (f *Fault) shape() {
 	switch f.Kind {
 	case FullDisk:
 		f.For += 2 * time.Second // longer than writes may be refused
-	case Damage, DamageLog, Restart, PowerCut, Blackout:
+	case Damage, DamageLog, LostDisk, Restart, PowerCut, Blackout:
 		f.For = f.For / 4 // the time between stop and start
 	}
 }

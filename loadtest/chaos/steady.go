@@ -21,6 +21,7 @@ const (
 	patienceMax  = 4 * attemptMax
 	askLeaderMax = 200 * time.Millisecond
 	againAfter   = 25 * time.Millisecond
+	namedMax     = 4
 )
 
 const (
@@ -158,16 +159,21 @@ func (w *steadyWriter) write(ctx context.Context, n int64) {
 	w.done(n, false, 0)
 }
 
-// look finds the leader after a failure.
+// look finds the leader after a failure. One that is silent itself is tried only after it has been named several times: its answer may be what was lost.
 func (w *steadyWriter) look(ctx context.Context) {
 	before := w.leader
-	leader, alive := w.s.askLeader(ctx, w.partition)
-	if leader == before && alive {
-		w.patience = min(2*w.patience, patienceMax)
-	} else {
-		w.patience = attemptMax
+	for range namedMax {
+		leader, alive := w.s.askLeader(ctx, w.partition)
+		w.leader = leader
+		if leader == before && alive {
+			w.patience = min(2*w.patience, patienceMax)
+		} else {
+			w.patience = attemptMax
+		}
+		if alive || leader < 0 || sleep(ctx, againAfter) != nil {
+			return
+		}
 	}
-	w.leader = leader
 }
 
 // done writes down what became of a batch.
@@ -253,9 +259,15 @@ func (s *steady) askLeader(ctx context.Context, partition int32) (leader int32, 
 	from := map[int32]bool{}
 	for range s.brokers {
 		a := <-answers
-		from[a.from] = a.told != nil
-		if a.told != nil && a.told.Leader >= 0 && a.told.LeaderEpoch > epoch {
+		if a.told == nil {
+			continue
+		}
+		from[a.from] = true
+		if a.told.Leader >= 0 && a.told.LeaderEpoch > epoch {
 			leader, epoch = a.told.Leader, a.told.LeaderEpoch
+		}
+		if len(from) > len(s.brokers)/2 && from[leader] {
+			return leader, true // whoever is silent need not be waited for
 		}
 	}
 	return leader, from[leader]
