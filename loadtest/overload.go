@@ -40,16 +40,20 @@ type OverloadResult struct {
 	Failures []string      `json:"failures"`
 }
 
-// scenarios by name, in the order in which they are run.
-var scenarios = []struct {
+// scenario is one kind of bad clients.
+type scenario struct {
 	name string
+	fill int64 // bytes that are in the topic before it begins
 	run  func(*attack, context.Context)
-}{
-	{"connections", (*attack).connections},
-	{"slow-consumers", (*attack).slowConsumers},
-	{"giant", (*attack).giant},
-	{"tiny", (*attack).tiny},
-	{"fast-producer", (*attack).fastProducer},
+}
+
+// scenarios by name, in the order in which they are run.
+var scenarios = []scenario{
+	{name: "connections", run: (*attack).connections},
+	{name: "slow-consumers", fill: 200 << 20, run: (*attack).slowConsumers},
+	{name: "giant", fill: 200 << 20, run: (*attack).giant},
+	{name: "tiny", run: (*attack).tiny},
+	{name: "fast-producer", run: (*attack).fastProducer},
 }
 
 const (
@@ -62,7 +66,7 @@ const (
 // OverloadScenarios are the names of all scenarios.
 func OverloadScenarios() []string {
 	var names []string
-	for _, s := range scenarios {
+	for _, s := range slices.Concat(scenarios, gatewayScenarios) {
 		names = append(names, s.name)
 	}
 	return names
@@ -71,11 +75,6 @@ func OverloadScenarios() []string {
 // Run runs it. The nodes are stopped at the end when they are ours.
 func (l Overload) Run(ctx context.Context) (OverloadResult, error) {
 	r := OverloadResult{Load: "overload", Failures: []string{}}
-	for _, name := range l.Scenarios {
-		if !slices.Contains(OverloadScenarios(), name) {
-			return r, fmt.Errorf("there is no scenario %q; there are %v", name, OverloadScenarios())
-		}
-	}
 	defer l.Stop()
 	if err := l.Start(ctx); err != nil {
 		return r, err
@@ -105,6 +104,12 @@ func (l Overload) attacks(ctx context.Context, run *phases, suffix string) error
 		topic, adm := "overload-"+s.name+"-"+suffix, kadm.NewClient(run.probe.client)
 		if err := l.createTopic(ctx, adm, topic); err != nil {
 			return err
+		}
+		if s.fill > 0 {
+			run.next(ctx, "before "+s.name)
+			if err := l.fill(ctx, topic, s.fill); err != nil {
+				return err
+			}
 		}
 		run.next(ctx, s.name)
 		seen, err := l.attackers(ctx, Attack{Scenario: s.name, Topic: topic, Brokers: l.Brokers(), Connections: l.Connections, Duration: l.Phase})
@@ -148,6 +153,19 @@ func (l Overload) createTopic(ctx context.Context, adm *kadm.Client, topic strin
 	return nil
 }
 
+// fill writes to the topic what can be fetched, slowly: it is no part of the attack.
+func (l Overload) fill(ctx context.Context, topic string, bytes int64) error {
+	p := Produce{Kafka: Kafka{Brokers: l.Brokers(), Topic: topic}, Size: 16 << 10, Records: bytes >> 14, Acks: "all", Rate: fillRate,
+		Idempotent: true, Compression: "none", Random: true, BatchBytes: giantBatch}
+	if _, err := p.Run(ctx); err != nil {
+		return fmt.Errorf("fill %s: %w", topic, err)
+	}
+	return nil
+}
+
+// fillRate is the rate of filling, in records of 16 KiB a second.
+const fillRate = 3000
+
 // An Attack is the bad clients of one scenario. They run in a process of their own: within the one that measures, they would delay what it measures.
 type Attack struct {
 	Scenario    string        `json:"scenario"`
@@ -190,10 +208,12 @@ func (a Attack) Run(ctx context.Context) (map[string]int64, error) {
 	w.seen.counts = make(map[string]int64)
 	ctx, cancel := context.WithTimeout(ctx, a.Duration)
 	defer cancel()
-	if err := w.findLeaders(ctx); err != nil {
-		return nil, err
+	if a.Topic != "" {
+		if err := w.findLeaders(ctx); err != nil {
+			return nil, err
+		}
 	}
-	for _, s := range scenarios {
+	for _, s := range slices.Concat(scenarios, gatewayScenarios) {
 		if s.name == a.Scenario {
 			s.run(w, ctx)
 		}

@@ -7,14 +7,12 @@ import (
 	"math"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 const (
-	slowConsumers     = 400 // connections that ask and never read
-	slowConsumersFill = 200 << 20
-	slowPipeline      = 64 // requests that each sends before it stops
+	slowConsumers = 400 // connections that ask and never read
+	slowPipeline  = 64  // requests that each sends before it stops
 
 	giantClaims   = 100 // connections that claim the largest frame and trickle
 	giantSenders  = 12  // connections that really send large frames
@@ -82,9 +80,6 @@ func metadataOf(topics ...string) *kmsg.MetadataRequest {
 
 // slowConsumers ask for as much as can be asked for, again and again, and never read; some ask for metadata of everything instead.
 func (a *attack) slowConsumers(ctx context.Context) {
-	if err := a.fill(ctx, slowConsumersFill); err != nil {
-		a.count("fill failed: "+err.Error(), 1)
-	}
 	a.clients(ctx, "slow consumer", slowConsumers, a.leaderOf, func(ctx context.Context, c *rawConn, i int) error {
 		var req kmsg.Request = fetchOf(a.Topic, math.MaxInt32, time.Second, a.ledBy(a.leaderOf(i))...)
 		if i%4 == 0 {
@@ -101,13 +96,6 @@ func (a *attack) slowConsumers(ctx context.Context) {
 		<-ctx.Done()
 		return nil
 	})
-}
-
-// fill writes to the topic what can be fetched.
-func (a *attack) fill(ctx context.Context, bytes int64) error {
-	_, err := Produce{Kafka: Kafka{Brokers: a.Brokers, Topic: a.Topic, Options: []kgo.Opt{kgo.RequestRetries(3)}}, Size: 16 << 10, Records: bytes >> 14, Acks: "all",
-		Idempotent: true, Compression: "none", Random: true, BatchBytes: giantBatch}.Run(ctx)
-	return err
 }
 
 // giant sends and claims what is as large as it may be, and larger.

@@ -149,6 +149,7 @@ func counts(m map[string]int64) string {
 func overloadCommand(o *common) *cobra.Command {
 	var l loadtest.Overload
 	var rssMax int64
+	var gateway bool
 	c := &cobra.Command{
 		Use: "overload", Short: "Bad clients of every kind, while a well-behaved pair measures its own latency",
 		Long: "Starts three core nodes (or takes those of deploy/cluster.sh) and does to them what bad clients do, one scenario after another, while a producer and a consumer\n" +
@@ -165,7 +166,16 @@ func overloadCommand(o *common) *cobra.Command {
 			if l.Rate == 0 {
 				l.Rate = 50
 			}
-			r, err := l.Run(c.Context())
+			for _, name := range l.Scenarios {
+				if !slices.Contains(loadtest.OverloadScenarios(), name) {
+					return fmt.Errorf("%w: there is no scenario %q; there are %s", errUsage, name, strings.Join(loadtest.OverloadScenarios(), ", "))
+				}
+			}
+			run := l.Run
+			if gateway {
+				run = l.RunGateway
+			}
+			r, err := run(c.Context())
 			if err != nil {
 				return err
 			}
@@ -178,7 +188,8 @@ func overloadCommand(o *common) *cobra.Command {
 	nodesFlags(c, &l.Nodes)
 	f := c.Flags()
 	f.StringSliceVar(&l.Scenarios, "scenario", nil, "only these")
-	f.IntVar(&l.Connections, "connections", 10_000, "of the scenario connections")
+	f.BoolVar(&gateway, "gateway", false, "a gateway of its own instead of a cluster; its scenarios are mqtt-... and http-...")
+	f.IntVar(&l.Connections, "connections", 10_000, "of the scenarios connections and mqtt-connections")
 	f.IntVarP(&l.Size, "size", "s", 200, "bytes of a record of the well-behaved pair")
 	f.Int64Var(&rssMax, "rss-max-megabytes", 2000, "that a node may take")
 	f.DurationVar(&l.P99Max, "p99-max", 0, "that the well-behaved producer may see (default: not judged)")
