@@ -3,6 +3,6 @@ package main
 import "github.com/spf13/cobra"
 
 func topicCommand() *cobra.Command {
-	return parent("topic", "Create, list, describe, alter and delete topics",
-		topicCreateCommand(), topicListCommand(), topicDescribeCommand(), topicAlterCommand(), topicDeleteCommand())
+	return parent("topic", "Create, list, describe, alter, move and delete topics",
+		topicCreateCommand(), topicListCommand(), topicDescribeCommand(), topicAlterCommand(), topicMoveCommand(), topicDeleteCommand())
 }
