@@ -36,7 +36,8 @@ func (w *wire) call(ctx context.Context, bound time.Duration, req kmsg.Request, 
 		}
 		w.conn = conn
 	}
-	stop := context.AfterFunc(ctx, func() { _ = w.conn.SetDeadline(time.Unix(1, 0)) })
+	conn := w.conn // the function below may still run when w.conn is gone
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	err := w.exchange(req, resp)
 	if !stop() || err != nil {
 		w.close()
