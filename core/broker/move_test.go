@@ -179,3 +179,149 @@ func TestReassignmentsAreChecked(t *testing.T) {
 		t.Errorf("empty list and another factor without leave: %+v", resp)
 	}
 }
+
+// throttle sets how many bytes a second are copied for moves; empty takes the setting away.
+func (c *testCluster) throttle(rate string) {
+	c.t.Helper()
+	var changes []kadm.AlterConfig
+	for _, name := range []string{"leader.replication.throttled.rate", "follower.replication.throttled.rate"} {
+		change := kadm.AlterConfig{Op: kadm.SetConfig, Name: name, Value: &rate}
+		if rate == "" {
+			change = kadm.AlterConfig{Op: kadm.DeleteConfig, Name: name}
+		}
+		changes = append(changes, change)
+	}
+	r, err := c.admin().AlterBrokerConfigs(testContext(c.t), changes)
+	if err == nil {
+		_, err = r.On("", nil)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// listed returns what ListPartitionReassignments says of a partition.
+func (c *testCluster) listed(topic string, partition int32) (r kadm.ListPartitionReassignmentsResponse, ok bool) {
+	c.t.Helper()
+	var set kadm.TopicsSet
+	set.Add(topic, partition)
+	list, err := c.admin().ListPartitionReassignments(testContext(c.t), set)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	r, ok = list[topic][partition]
+	return r, ok
+}
+
+// TestMoveIsHeldBackAndCancelled: a move that is throttled is seen to be under way, can be cancelled, and goes on once it may.
+func TestMoveIsHeldBackAndCancelled(t *testing.T) {
+	c := startCluster(t, 3)
+	if err := c.createOn("t", []int32{1}); err != nil {
+		t.Fatal(err)
+	}
+	cl := c.client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for range 20 {
+		r := &kgo.Record{Topic: "t", Value: make([]byte, 100_000)}
+		if err := cl.ProduceSync(testContext(t), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.throttle("20000")
+	if err := c.reassign("t", 0, 2, 3); err != nil {
+		t.Fatal(err)
+	}
+	c.await("some of the copy", func() bool {
+		dirs, err := c.admin().DescribeAllLogDirs(testContext(t), nil)
+		if err != nil {
+			return false
+		}
+		p, ok := dirs[2].LookupPartition("t", 0)
+		return ok && p.Size > 0 && p.Size < 1_000_000
+	})
+	r, ok := c.listed("t", 0)
+	if !ok || !slices.Equal(r.Replicas, []int32{2, 3, 1}) || !slices.Equal(r.AddingReplicas, []int32{2, 3}) || !slices.Equal(r.RemovingReplicas, []int32{1}) {
+		t.Fatalf("%+v", r)
+	}
+	if err := c.reassign("t", 0); err != nil {
+		t.Fatal(err)
+	}
+	c.moved("t", 0, 1)
+	if err := c.reassign("t", 0, 2, 3); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := c.listed("t", 0); !ok {
+		t.Fatal("a throttled move is done at once")
+	}
+	c.throttle("")
+	c.moved("t", 0, 2, 3)
+	read := c.client(kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	for n := 0; n < 20; {
+		fetches := read.PollFetches(testContext(t))
+		if err := fetches.Err0(); err != nil {
+			t.Fatal(err)
+		}
+		n += fetches.NumRecords()
+	}
+}
+
+// createOn creates a topic of one partition with replicas on certain nodes.
+func (c *testCluster) createOn(topic string, replicas []int32) error {
+	req := kmsg.NewPtrCreateTopicsRequest()
+	t := kmsg.NewCreateTopicsRequestTopic()
+	t.Topic, t.NumPartitions, t.ReplicationFactor = topic, -1, -1
+	a := kmsg.NewCreateTopicsRequestTopicReplicaAssignment()
+	a.Replicas = replicas
+	t.ReplicaAssignment = append(t.ReplicaAssignment, a)
+	req.Topics = append(req.Topics, t)
+	resp, err := req.RequestWith(testContext(c.t), c.client())
+	if err != nil {
+		return err
+	}
+	return kerr.ErrorForCode(resp.Topics[0].ErrorCode)
+}
+
+// TestCoordinatorFollowsItsPartition: committed offsets are told by whoever has the group after the move of its partition, and never older ones.
+func TestCoordinatorFollowsItsPartition(t *testing.T) {
+	c := startCluster(t, 3)
+	c.create("t", 1, nil)
+	adm := c.admin()
+	commit := func(offset int64) {
+		t.Helper()
+		c.await("an offset to be committed", func() bool {
+			var o kadm.Offsets
+			o.Add(kadm.Offset{Topic: "t", Partition: 0, At: offset, LeaderEpoch: -1})
+			r, err := adm.CommitOffsets(testContext(t), "g", o)
+			return err == nil && r.Error() == nil
+		})
+	}
+	committed := func() int64 {
+		t.Helper()
+		var at int64
+		c.await("an offset to be told", func() bool {
+			r, err := adm.FetchOffsets(testContext(t), "g")
+			o, ok := r.Lookup("t", 0)
+			at = o.At
+			return err == nil && ok && o.Err == nil
+		})
+		return at
+	}
+	commit(1)
+	ctl := c.nodes[0].ctl
+	index := coordinatorPartition("g", len(ctl.Image().Topic("__consumer_offsets").Partitions))
+	for i, replicas := range [][]int32{{2}, {3, 1, 2}, {1, 2, 3}, {2, 3}} {
+		if err := c.reassign("__consumer_offsets", index, replicas...); err != nil {
+			t.Fatal(err)
+		}
+		for n := range int64(20) {
+			offset := int64(i+1)*100 + n
+			commit(offset)
+			if got := committed(); got != offset {
+				t.Fatalf("committed %d, told %d", offset, got)
+			}
+		}
+		c.moved("__consumer_offsets", index, replicas...)
+		if got := committed(); got != int64(i+1)*100+19 {
+			t.Fatalf("told %d after the move", got)
+		}
+	}
+}

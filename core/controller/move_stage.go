@@ -256,12 +256,12 @@ func (s *stages) sources(id meta.ShardID) []partition.Peer {
 	return out
 }
 
-// local connects to this node itself, without the network.
+// local connects to this node itself, without the network: only the copying is held back then.
 func (s *stages) local(ctx context.Context) net.Conn {
 	ours, theirs := net.Pipe()
 	go func() {
 		defer theirs.Close()
-		_ = partition.ServeMove(ctx, theirs, s.lookup, s.out)
+		_ = partition.ServeMove(ctx, theirs, s.lookup, partition.NewThrottle(func() int64 { return partition.DefaultCatchUpBytesPerSecond }))
 	}()
 	return ours
 }
