@@ -56,7 +56,7 @@ func scaleCommand(o *common) *cobra.Command {
 	f.IntVar(&s.TopicPartitions, "topic-partitions", 1000, "partitions of a topic")
 	f.DurationVar(&s.Settle, "settle", 5*time.Second, "rest before memory is looked at")
 	f.DurationVar(&s.Idle, "idle", 20*time.Second, "how long processor time without load is counted")
-	f.IntSliceVar(&s.Written, "written", []int{1, 5000}, "how many partitions are written to at once; none: no produce load")
+	f.IntSliceVar(&s.Written, "written", []int{1, 5000}, "how many partitions are written to at once; 0: no produce load")
 	f.DurationVar(&s.Load, "load", 10*time.Second, "how long each produce load takes")
 	f.IntVarP(&s.RecordBytes, "size", "s", 200, "bytes of a value")
 	f.BoolVar(&s.Failures, "failures", true, "kill and restart the nodes (only those that were started here)")

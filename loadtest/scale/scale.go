@@ -19,7 +19,7 @@ const (
 	replication = 3
 	// createWithin bounds one request that creates or deletes topics.
 	createWithin = time.Minute
-	// spareBrokerID: nodes have ids from 1 on, so 0 means "none is dead".
+	// noNode is no node: their ids begin at 1.
 	noNode = int32(0)
 )
 
@@ -107,8 +107,8 @@ type run struct {
 // Run measures all sizes, one after the other. What was measured before an error is in the report.
 func (c Config) Run(ctx context.Context) (Report, error) {
 	rep := Report{Machine: machine(), Begun: time.Now().UTC().Format(time.RFC3339), Args: c.Args}
-	if len(c.Sizes) == 0 || c.TopicPartitions < 1 {
-		return rep, errors.New("say how many partitions, and how many a topic has")
+	if len(c.Sizes) == 0 || slices.Min(c.Sizes) < 1 || c.TopicPartitions < 1 {
+		return rep, errors.New("say how many partitions, and how many a topic has: numbers above 0")
 	}
 	for _, size := range c.Sizes {
 		row, err := c.one(ctx, size)
@@ -412,7 +412,7 @@ func (r *run) gone(ctx context.Context, name string) error {
 
 func (r *run) rates(ctx context.Context, size int) error {
 	for _, parts := range r.Written {
-		if parts > size {
+		if parts < 1 || parts > size {
 			continue
 		}
 		spreads := []string{"each", "runs"}

@@ -128,7 +128,9 @@ func TestReport(t *testing.T) {
 }
 
 func TestConfigWithoutSizes(t *testing.T) {
-	if _, err := (Config{TopicPartitions: 1}).Run(t.Context()); err == nil {
-		t.Error("nothing was measured without an error")
+	for _, c := range []Config{{TopicPartitions: 1}, {Sizes: []int{10, 0}, TopicPartitions: 1}, {Sizes: []int{10}}} {
+		if _, err := c.Run(t.Context()); err == nil {
+			t.Errorf("%+v was measured", c)
+		}
 	}
 }
