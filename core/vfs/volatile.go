@@ -59,7 +59,7 @@ type volNode struct {
 	parent  *volNode
 	name    string
 	entries map[string]*volNode
-	// Where it is on the disk: in a directory, else at staged, else (a file removed while it is open) nowhere.
+	// Where it is on the disk: in a directory, else at staged, which is nowhere after a crash, else (a file removed while it is open) nowhere.
 	diskParent *volNode
 	diskName   string
 	staged     string
@@ -189,8 +189,11 @@ func (n *volNode) unlinkLocked() {
 	}
 }
 
-// settleLocked forgets a file that nobody can reach any more, now or after a crash.
+// settleLocked forgets a file or directory that nobody can reach any more, now or after a crash.
 func (v *Volatile) settleLocked(n *volNode) error {
+	if n.dir && n.parent == nil && n.diskParent == nil && n.staged != "" {
+		return v.dropLocked(n)
+	}
 	if n.dir || n.parent != nil || n.diskParent != nil || n.users > 0 {
 		return nil
 	}

@@ -42,6 +42,85 @@ func (v *Volatile) MkdirAll(dir string) error {
 	return nil
 }
 
+// mkdir is found by Mkdir.
+func (v *Volatile) mkdir(name string) error {
+	parts, ok := v.inside(name)
+	if !ok {
+		return Mkdir(v.inner, name)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	d, base, err := v.parentLocked("mkdir", name, parts)
+	if err != nil {
+		return err
+	}
+	if there := d.entries[base]; there != nil {
+		if !there.dir {
+			return &fs.PathError{Op: "mkdir", Path: name, Err: syscall.ENOTDIR}
+		}
+		return nil
+	}
+	n := &volNode{dir: true, loaded: true, entries: map[string]*volNode{}, onDisk: map[string]*volNode{}, staged: v.stagePathLocked()}
+	if err := Mkdir(v.inner, n.staged); err != nil {
+		return err
+	}
+	n.linkLocked(d, base)
+	return v.unaskedLocked(d)
+}
+
+// volWhole is the Whole of a Volatile.
+type volWhole struct {
+	Whole // of the file system beneath
+	v     *Volatile
+}
+
+// openWhole is found by OpenWhole, where the file system beneath has one.
+func (v *Volatile) openWhole(dir string) (Whole, error) {
+	w, err := OpenWhole(v.inner, dir)
+	if err != nil {
+		return nil, err
+	}
+	return volWhole{w, v}, nil
+}
+
+// Sync writes all that was changed, data before names.
+func (w volWhole) Sync() error {
+	w.v.mu.Lock()
+	err := w.v.eachLocked(w.v.mu.root, func(n *volNode) error {
+		if n.dir {
+			return nil
+		}
+		w.v.writeBackLocked(n)
+		return n.content.trouble()
+	})
+	if err == nil {
+		err = w.v.eachLocked(w.v.mu.root, func(n *volNode) error {
+			if !n.dir {
+				return nil
+			}
+			return w.v.settleDirLocked(n)
+		})
+	}
+	w.v.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return w.Whole.Sync()
+}
+
+// eachLocked calls fn for everything that has a name and was looked at; the rest has not changed.
+func (v *Volatile) eachLocked(n *volNode, fn func(*volNode) error) error {
+	if err := fn(n); err != nil {
+		return err
+	}
+	for _, name := range sortedKeys(n.entries) {
+		if err := v.eachLocked(n.entries[name], fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // SyncDir implements FS.
 func (v *Volatile) SyncDir(dir string) error {
 	parts, ok := v.inside(dir)
@@ -173,6 +252,7 @@ func (v *Volatile) dropLocked(n *volNode) error {
 		return err
 	}
 	v.detachLocked(n)
+	n.staged = ""
 	return v.settleLocked(n)
 }
 

@@ -299,7 +299,7 @@ func (v *Volatile) reserve(c *volContent, off int64, n int) error {
 
 // writeBackLocked writes a whole file.
 func (v *Volatile) writeBackLocked(n *volNode) {
-	if n.content.clean() { // as a file is that is gone
+	if n.content.clean() || n.parent == nil && n.diskParent == nil && n.users == 0 { // as a file is that is gone
 		return
 	}
 	if err := v.useLocked(n); err != nil {
@@ -331,7 +331,14 @@ func (v *Volatile) writePageLocked(n *volNode) {
 func (c *volContent) clean() bool {
 	c.RLock()
 	defer c.RUnlock()
-	return len(c.pages) == 0
+	return len(c.pages) == 0 && c.size == c.innerSize && c.valid == c.innerSize
+}
+
+// trouble is what a write that nobody waited for came to.
+func (c *volContent) trouble() error {
+	c.RLock()
+	defer c.RUnlock()
+	return c.failed
 }
 
 func (c *volContent) fail(err error) {

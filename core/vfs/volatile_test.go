@@ -195,6 +195,19 @@ func (w *volWalk) actions() map[string]func(*rapid.T) {
 			dir := rapid.SampledFrom([]string{"data/a", "data/b", "data/a/c"}).Draw(t, "dir")
 			w.both(t, "mkdir "+dir, func(fsys FS) error { return fsys.MkdirAll(dir) })
 		},
+		"mkdir one": func(t *rapid.T) {
+			dir := rapid.SampledFrom([]string{"data/a", "data/b", "data/a/c"}).Draw(t, "dir")
+			w.both(t, "mkdir one "+dir, func(fsys FS) error { return Mkdir(fsys, dir) })
+		},
+		"sync whole": func(t *rapid.T) {
+			w.both(t, "sync whole", func(fsys FS) error {
+				whole, err := OpenWhole(fsys, "data")
+				if err != nil {
+					return err
+				}
+				return whole.Sync()
+			})
+		},
 		"syncDir": func(t *rapid.T) {
 			dir := rapid.SampledFrom([]string{"data", "data/a", "data/b", "data/a/c"}).Draw(t, "dir")
 			if info, err := w.model.Stat(dir); err != nil || !info.IsDir() {
