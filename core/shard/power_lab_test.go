@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/core/commitlog"
 	"sluice/core/meta"
 	"sluice/core/partition"
 	"sluice/core/raftlog"
@@ -102,26 +103,38 @@ func (l *powerLab) tune(id meta.NodeID, o *Options) {
 	defer l.mu.Unlock()
 	disk := l.nodes[id].disk
 	l.alive[id] = disk
-	o.FS = &poweredFS{FS: o.FS, lab: l, id: id, disk: disk}
+	l.nodes[id].fault.SetHook(l.before(id, disk))
+	l.nodes[id].fault.SetAfter(l.after(id, disk))
 	o.CheckpointBytes = 24 << 10
 }
 
 var errNoPower = errors.New("the power is gone")
 
-// sync makes something durable on a node, with the power cut before it and after it. A node that has lost its power meanwhile syncs nothing
-// that anybody could hear of.
-func (l *powerLab) sync(id meta.NodeID, disk *vfs.Mem, what string, do func() error) error {
-	if !l.cut(id, disk, "before "+what, func() bool { return l.random.IntN(2) == 0 }) {
+// before and after stand around everything that a node makes durable. A node that has lost its power meanwhile syncs nothing that anybody could hear of.
+func (l *powerLab) before(id meta.NodeID, disk *vfs.Mem) vfs.Hook {
+	return func(op vfs.Op, path string) error {
+		if op == vfs.OpMkdirAll {
+			if _, err := disk.Stat(path); err == nil {
+				return nil
+			}
+		}
+		if !slices.Contains(durableOps, op) || l.cut(id, disk, fmt.Sprintf("before %s of %s", op, path), func() bool { return l.random.IntN(2) == 0 }) {
+			return nil
+		}
 		return errNoPower
 	}
-	if err := do(); err != nil {
-		return err
-	}
-	if !l.cut(id, disk, "after "+what, nil) {
-		return errNoPower
-	}
-	return nil
 }
+
+func (l *powerLab) after(id meta.NodeID, disk *vfs.Mem) vfs.Hook {
+	return func(op vfs.Op, path string) error {
+		if !l.cut(id, disk, fmt.Sprintf("after %s of %s", op, path), nil) {
+			return errNoPower
+		}
+		return nil
+	}
+}
+
+var durableOps = []vfs.Op{vfs.OpSync, vfs.OpSyncDir, vfs.OpMkdirAll}
 
 // cut cuts the power of one node, in a copy of its disk, and compares what is left with what the others have synced. Without keep nothing that was
 // not synced survives, and the result is what the node has from now on. It returns false for a node without power.
@@ -239,44 +252,6 @@ func checkAcked(c *contents, list []acked, start int64) error {
 	return nil
 }
 
-// poweredFS cuts the power at every sync.
-type poweredFS struct {
-	vfs.FS
-	lab  *powerLab
-	id   meta.NodeID
-	disk *vfs.Mem
-}
-
-type poweredFile struct {
-	vfs.File
-	fs *poweredFS
-}
-
-func (p *poweredFS) file(f vfs.File, err error) (vfs.File, error) {
-	if err != nil {
-		return nil, err
-	}
-	return &poweredFile{f, p}, nil
-}
-
-func (p *poweredFS) Open(name string) (vfs.File, error)   { return p.file(p.FS.Open(name)) }
-func (p *poweredFS) Create(name string) (vfs.File, error) { return p.file(p.FS.Create(name)) }
-
-func (p *poweredFS) SyncDir(dir string) error {
-	return p.lab.sync(p.id, p.disk, "sync of directory "+dir, func() error { return p.FS.SyncDir(dir) })
-}
-
-func (p *poweredFS) MkdirAll(dir string) error {
-	if _, err := p.FS.Stat(dir); err == nil {
-		return nil
-	}
-	return p.lab.sync(p.id, p.disk, "making of "+dir, func() error { return p.FS.MkdirAll(dir) })
-}
-
-func (f *poweredFile) Sync() error {
-	return f.fs.lab.sync(f.fs.id, f.fs.disk, "sync of "+f.Name(), f.File.Sync)
-}
-
 // powered is a set as its group sees it.
 type powered struct{ *partition.Set }
 
@@ -301,7 +276,7 @@ func (l *powerLab) power(m *member) *powerMember {
 	}
 	p := &powerMember{member: m}
 	p.set, err = partition.Open(partition.Options{
-		FS: m.node.o.FS, Dirs: dirs, Shard: testShard, Logger: testLogger(), Peers: func() []partition.Peer { return l.peers(m) },
+		FS: m.node.o.FS, Dirs: dirs, Shard: testShard, Files: l.files(m), Logger: testLogger(), Peers: func() []partition.Peer { return l.peers(m) },
 	})
 	if err != nil {
 		l.t.Fatal(err)
@@ -323,6 +298,19 @@ func (l *powerLab) power(m *member) *powerMember {
 	})
 	l.members[m.id] = p
 	return p
+}
+
+// files has the segments of every other node synced together.
+func (l *powerLab) files(m *member) *commitlog.Files {
+	files := commitlog.NewFiles(100)
+	if m.id%2 == 0 {
+		whole, err := vfs.OpenWhole(m.fault, "data")
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		files.UseWhole(whole)
+	}
+	return files
 }
 
 func (l *powerLab) peers(m *member) (peers []partition.Peer) {

@@ -72,6 +72,7 @@ type Fault struct {
 	mu    struct {
 		sync.Mutex
 		hook  Hook
+		after Hook
 		rules *Rules
 	}
 	calls [opCount]atomic.Int64
@@ -91,6 +92,14 @@ func (f *Fault) SetHook(h Hook) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.hook = h
+}
+
+// SetAfter replaces the hook that is asked after every call that has made something durable: OpSync, OpSyncDir, OpMkdirAll. Its
+// error is returned to the caller though the call was made, as by a machine that lost its power before the answer came.
+func (f *Fault) SetAfter(h Hook) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.after = h
 }
 
 // SetRules replaces the rules; nil is a healthy disk. A call that a rule
@@ -135,6 +144,20 @@ func (f *Fault) before(op Op, path string, grows func() bool) (skip bool, err er
 	}
 	out := rules.apply(op, path, grows)
 	return out.lie, out.err
+}
+
+// synced asks the hook for what comes after a sync.
+func (f *Fault) synced(op Op, path string, err error) error {
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	after := f.mu.after
+	f.mu.Unlock()
+	if after == nil {
+		return nil
+	}
+	return after(op, path)
 }
 
 // check is before for calls that cannot be skipped.
@@ -189,7 +212,7 @@ func (f *Fault) MkdirAll(dir string) error {
 	if _, err := f.before(OpMkdirAll, dir, func() bool { return f.missing(dir) }); err != nil {
 		return err
 	}
-	return f.inner.MkdirAll(dir)
+	return f.synced(OpMkdirAll, dir, f.inner.MkdirAll(dir))
 }
 
 // mkdir is found by Mkdir. It counts as OpMkdirAll.
@@ -219,7 +242,7 @@ func (w *faultWhole) Sync() error {
 	if skip, err := w.fault.before(OpSync, w.dir, always); skip || err != nil {
 		return err
 	}
-	return w.Whole.Sync()
+	return w.fault.synced(OpSync, w.dir, w.Whole.Sync())
 }
 
 // List implements FS.
@@ -248,7 +271,7 @@ func (f *Fault) SyncDir(dir string) error {
 	if skip, err := f.before(OpSyncDir, dir, always); skip || err != nil {
 		return err
 	}
-	return f.inner.SyncDir(dir)
+	return f.synced(OpSyncDir, dir, f.inner.SyncDir(dir))
 }
 
 // Free implements FS.
@@ -333,7 +356,7 @@ func (f *faultFile) Sync() error {
 	if skip, err := f.fault.before(OpSync, f.Name(), always); skip || err != nil {
 		return err
 	}
-	return f.File.Sync()
+	return f.fault.synced(OpSync, f.Name(), f.File.Sync())
 }
 
 // Close closes the file beneath in any case: a failed close frees its
