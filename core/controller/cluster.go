@@ -333,6 +333,9 @@ func (l *lead) balanceRound(ctx context.Context) error {
 	case len(items) > 0:
 		_, err := l.propose(ctx, meta.RequestID{}, &meta.AssignShards{Items: items})
 		l.tellMoves(items)
+		if err == nil && l.c.autoBalance() && request == 0 && completes(items) {
+			_, err = l.propose(ctx, meta.RequestID{}, &meta.RequestBalance{})
+		}
 		return err
 	case request != 0 && b.moving == 0:
 		_, err := l.propose(ctx, meta.RequestID{}, &meta.EndBalance{Request: request})
@@ -344,6 +347,12 @@ func (l *lead) balanceRound(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// completes tells whether shards get replicas back that they lack since a dead node was removed: a new node takes its place, and
+// shall lead its share too.
+func completes(items []meta.ShardAssignment) bool {
+	return slices.ContainsFunc(items, func(a meta.ShardAssignment) bool { return len(a.Voters) > len(a.From) })
 }
 
 func (l *lead) tellMoves(items []meta.ShardAssignment) {
