@@ -28,7 +28,8 @@ const (
 
 func clusterCommand() *cobra.Command {
 	return parent("cluster", "Show the nodes and shards of a cluster, drain and remove nodes, move and balance replicas",
-		clusterStatusCommand(), clusterDrainCommand(), clusterUndrainCommand(), clusterRemoveCommand(), clusterMoveCommand(), clusterBalanceCommand())
+		clusterStatusCommand(), clusterDrainCommand(), clusterUndrainCommand(), clusterRemoveCommand(), clusterMoveCommand(), clusterBalanceCommand(),
+		clusterRecoverCommand())
 }
 
 // door has the flags of commands that ask a node's HTTP port.

@@ -24,6 +24,9 @@ type (
 		Force    bool  `json:"force,omitempty"`
 		LoseData bool  `json:"loseData,omitempty"`
 	}
+	recoverBody struct {
+		Shard uint32 `json:"shard"`
+	}
 	moveBody struct {
 		Shard uint32  `json:"shard"`
 		To    []int32 `json:"to"`
@@ -42,6 +45,9 @@ func clusterRoutes(c *controller.Controller) map[string]rest.Route {
 		}),
 		"/cluster/move": post(func(ctx context.Context, b *moveBody) error {
 			return c.MoveShard(ctx, meta.ShardID(b.Shard), nodeIDs(b.To))
+		}),
+		"/cluster/recover": post(func(ctx context.Context, b *recoverBody) error {
+			return c.RecoverShard(ctx, meta.ShardID(b.Shard))
 		}),
 		"/cluster/balance": post(func(ctx context.Context, _ *struct{}) error { return c.Balance(ctx) }),
 	}

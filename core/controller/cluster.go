@@ -26,6 +26,7 @@ const (
 	cmdBalance
 	cmdReplicasRemoved
 	cmdReplicasDeleted
+	cmdRecover
 )
 
 // moveRequest asks for other members of one shard.
@@ -68,7 +69,7 @@ func (c *Controller) Balance(ctx context.Context) error {
 
 // membership plans and commits a command of membership. known is false for other commands.
 func (l *lead) membership(ctx context.Context, r *commandRequest) (res meta.Result, known bool, err error) {
-	if r.Command < cmdDrain || r.Command > cmdReplicasDeleted {
+	if r.Command < cmdDrain || r.Command > cmdRecover {
 		return meta.Result{}, false, nil
 	}
 	if err := l.checkLevel(meta.LevelMembership); err != nil {
@@ -83,6 +84,8 @@ func (l *lead) membership(ctx context.Context, r *commandRequest) (res meta.Resu
 		res, err = l.removeNode(ctx, r)
 	case r.Command == cmdBalance:
 		res, err = l.propose(ctx, r.ID, &meta.RequestBalance{})
+	case r.Command == cmdRecover && r.Recover != nil:
+		res, err = l.recover(ctx, r)
 	case r.Command == cmdReplicasRemoved && r.Removed != nil:
 		res, err = l.propose(ctx, meta.RequestID{}, r.Removed)
 	case r.Command == cmdReplicasDeleted && r.Deleted != nil:
@@ -326,6 +329,9 @@ func (l *lead) balanceRound(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
+	if done, err := l.refoundEmpty(ctx); done || err != nil {
+		return err
+	}
 	b := l.balancer()
 	request := b.image.BalanceRequest()
 	items := b.plan(request != 0)

@@ -59,6 +59,7 @@ type commandRequest struct {
 	Remove  *removeRequest               `cbor:"22,keyasint,omitempty"`
 	Removed *meta.ReplicasRemoved        `cbor:"23,keyasint,omitempty"`
 	Deleted *meta.ConfirmReplicaRemovals `cbor:"24,keyasint,omitempty"`
+	Recover *recoverRequest              `cbor:"25,keyasint,omitempty"`
 }
 
 type createTopicsRequest struct {

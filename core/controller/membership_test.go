@@ -235,6 +235,7 @@ func TestDeadNodeIsRemovedByForce(t *testing.T) {
 		return true
 	})
 	holds(t, rest, "t", 20)
+	recovers(t, rest, "one")
 	old := launch(t, victim.o)
 	select {
 	case <-old.done:
@@ -333,4 +334,55 @@ func TestElectPreferred(t *testing.T) {
 	if now, _, ok := asked.LeaderOf(s.ID); !ok || now != s.Preferred() {
 		t.Errorf("node %d leads after the election", now)
 	}
+}
+
+// recovers begins the lost shards of a topic anew and checks that its partitions are served with higher leader epochs.
+func recovers(t *testing.T, all []*member, topic string) {
+	t.Helper()
+	m := all[0]
+	lost := map[int32]int32{}
+	for _, p := range m.Image().Topic(topic).Partitions {
+		s := m.Image().Shard(p.Shard)
+		if !s.Lost {
+			if err := m.RecoverShard(context.Background(), s.ID); err == nil {
+				t.Fatalf("shard %d has its data and is begun anew", s.ID)
+			}
+			continue
+		}
+		lost[p.Index] = p.EpochBase + int32(s.Term)
+		if err := m.RecoverShard(context.Background(), s.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(lost) == 0 {
+		t.Fatal("no partition was lost")
+	}
+	for index, epoch := range lost {
+		p := m.Image().Topic(topic).Partitions[index]
+		m.eventually("a leader of the new shard", func() bool { _, _, ok := m.LeaderOf(p.Shard); return ok && m.Image().Shard(p.Shard).Term > 0 })
+		if now := p.EpochBase + int32(m.Image().Shard(p.Shard).Term); now <= epoch {
+			t.Errorf("%s-%d: leader epoch %d after %d", topic, index, now, epoch)
+		}
+		m.eventually("the partition", func() bool { return serves(all, m, topic, index) })
+	}
+	m.eventually("no lost shard", func() bool {
+		return !slices.ContainsFunc(m.Image().Shards(), func(s *meta.Shard) bool { return s.Lost })
+	})
+	load(t, all, topic, 3)
+}
+
+// serves tells whether the leader of a partition has it and serves.
+func serves(all []*member, m *member, topic string, index int32) bool {
+	tp := m.Image().Topic(topic)
+	leader, _, ok := m.LeaderOf(tp.Partitions[index].Shard)
+	at := slices.IndexFunc(all, func(x *member) bool { return x.Self() == leader })
+	if !ok || at < 0 {
+		return false
+	}
+	_, g, there := all[at].Local(tp.ID, index)
+	if !there {
+		return false
+	}
+	_, serves := g.Serving()
+	return serves
 }

@@ -63,6 +63,10 @@ func (c *Controller) openWanted(ctx context.Context, run *errgroup.Group) error 
 	var openers errgroup.Group
 	openers.SetLimit(openersMax)
 	for i, s := range image.Shards() {
+		if err := c.foundAgain(s); err != nil {
+			errs[i] = fmt.Errorf("found shard %d again: %w", s.ID, err)
+			continue
+		}
 		if ctx.Err() == nil && c.shallOpen(image, s) {
 			openers.Go(func() error { errs[i] = c.openOrHeal(ctx, run, s); return nil })
 		}
@@ -83,7 +87,7 @@ func (c *Controller) isCurrent() bool {
 }
 
 func (c *Controller) openShard(ctx context.Context, run *errgroup.Group, s *meta.Shard) error {
-	if slices.Contains(s.Founding, c.id.server()) {
+	if c.shallFound(s) {
 		if err := c.node.Bootstrap(s.ID, s.Founding); err != nil {
 			return fmt.Errorf("bootstrap shard %d: %w", s.ID, err)
 		}

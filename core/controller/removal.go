@@ -80,6 +80,13 @@ func (c *Controller) shallOpen(image *meta.Image, s *meta.Shard) bool {
 	return s.Has(c.id.server()) && (c.isCurrent() || c.hasReplica(s.ID))
 }
 
+// shallFound tells whether this node founds its replica of a shard. Once a leader was reported the group exists, and whoever has no
+// replica waits for what the leader sends: a founder whose replica was removed, and that is wanted again, would otherwise come back
+// as an empty voter with a vote of its own. An old image may not know of the leader.
+func (c *Controller) shallFound(s *meta.Shard) bool {
+	return s.Term == 0 && c.isCurrent() && slices.Contains(s.Founding, c.id.server())
+}
+
 // removeReplicas deletes the replicas that have a record saying so, and says that it has. A record in an old image may be of an
 // earlier time when the server was a member, so nothing goes before the image is known to be recent.
 func (c *Controller) removeReplicas(ctx context.Context) error {

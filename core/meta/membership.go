@@ -13,8 +13,10 @@ const (
 	LevelMembership = 1
 	// LevelMoves: ChangeMoves to FinishMove, kinds 30 to 39, and the entries of package partition that go with them.
 	LevelMoves = 2
+	// LevelRefound: RefoundShard, kind 27.
+	LevelRefound = 3
 	// Level is this release's.
-	Level = LevelMoves
+	Level = LevelRefound
 )
 
 // unregisteredMax is how many removed nodes are remembered. One that is older, and whose directory is started again after all, is
@@ -30,6 +32,7 @@ const (
 	kindConfirmReplicaRemovals
 	kindRequestBalance
 	kindEndBalance
+	kindRefoundShard
 )
 
 // AssignShards gives shards other wanted members, each for itself: Result.Errors has one answer each, nil for what was done.
@@ -89,6 +92,7 @@ func (*ReplicasRemoved) kind() kind        { return kindReplicasRemoved }
 func (*ConfirmReplicaRemovals) kind() kind { return kindConfirmReplicaRemovals }
 func (*RequestBalance) kind() kind         { return kindRequestBalance }
 func (*EndBalance) kind() kind             { return kindEndBalance }
+func (*RefoundShard) kind() kind           { return kindRefoundShard }
 
 // newMembershipCommand returns nil for kinds that are not of membership.
 func newMembershipCommand(k kind) Command {
@@ -107,6 +111,8 @@ func newMembershipCommand(k kind) Command {
 		return &RequestBalance{}
 	case kindEndBalance:
 		return &EndBalance{}
+	case kindRefoundShard:
+		return &RefoundShard{}
 	}
 	return nil
 }

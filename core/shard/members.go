@@ -37,6 +37,7 @@ func (g *Group) Replicas() []Replica {
 // AddNonvoter adds a member that gets all entries and has no vote. It returns when that is
 // committed.
 func (g *Group) AddNonvoter(ctx context.Context, s meta.Server) error {
+	g.peers.forget(serverID(s)) // an answer that came late, of an earlier replica under this name
 	return g.change(ctx, "add member", s, func(r *raft.Raft) raft.Future {
 		return r.AddNonvoter(serverID(s), serverAddress(s), 0, stopTimeout)
 	})
