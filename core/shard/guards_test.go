@@ -418,6 +418,17 @@ func TestGuard06DeposedLeaderDoesNotVerify(t *testing.T) {
 	}
 }
 
+// The library takes questions when it has been shut down, and answers none of them.
+func TestGuard06NothingIsAskedAfterTheEnd(t *testing.T) {
+	r := newCluster(t, 1, nil).leader().group.cur.Load()
+	r.stop()
+	for range 64 {
+		if err := r.verify(func() {}); !errors.Is(err, raft.ErrRaftShutdown) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A follower may have applied, and shown, what its leader has only committed.
 func TestGuard06VerifyWaitsForWhatAFollowerShows(t *testing.T) {
 	c := newCluster(t, 3, nil)

@@ -21,6 +21,9 @@ type replica struct {
 	events chan raft.Observation
 	quit   chan struct{}
 	once   sync.Once
+
+	asking sync.Mutex // held while leadership is verified
+	ended  bool       // guarded by asking
 }
 
 func (g *Group) config() *raft.Config {
@@ -87,9 +90,25 @@ func (r *replica) stop() {
 			r.g.slog.Debug("transport not closed", "err", err)
 		}
 		close(r.quit)
+		r.asking.Lock() // not for long: a leader without connections steps down, and answers then
+		r.ended = true
+		r.asking.Unlock()
 		_ = r.raft.Shutdown().Error() // it only waits
 		<-r.trans.stopped
 	})
+}
+
+// verify asks the library whether this replica still leads. begun is called once it has been asked. The library never answers what is in its
+// channel when it is shut down, and takes questions after that: so none is asked then, and stop waits for the one that is under way.
+func (r *replica) verify(begun func()) error {
+	r.asking.Lock()
+	defer r.asking.Unlock()
+	if r.ended {
+		return raft.ErrRaftShutdown
+	}
+	f := r.raft.VerifyLeader()
+	begun()
+	return f.Error()
 }
 
 // elect lets the replica stand for election at once. It is what the library does when leadership is

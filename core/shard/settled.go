@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// settledAfter is twice commitTimeout, and time for the message to come.
-const settledAfter = 2*commitTimeout + 100*time.Millisecond
+// settledAfter is how long a leader that has nothing new to tell may say nothing, and time for the message to come.
+const settledAfter = repeatAfter + 2*commitTimeout + 100*time.Millisecond
 
 // heard is what leaders have told of their commit index: how often, and the last.
 type heard struct{ times, index uint64 }
@@ -23,9 +23,8 @@ func (g *Group) hears(index uint64) {
 }
 
 // Settled waits until this replica has applied what was committed when it was asked, or until ctx
-// ends. A follower waits for the next word of the leader. What was committed before it was asked the
-// leader tells within twice commitTimeout; when nothing comes within settledAfter there was nothing
-// to tell. It is for those who compare replicas with what was acknowledged.
+// ends. A follower waits for the next word of the leader: up to settledAfter in an idle group, after which there is nobody who could tell.
+// It is for those who compare replicas with what was acknowledged.
 func (g *Group) Settled(ctx context.Context) error {
 	tick := time.NewTicker(inSyncPoll)
 	defer tick.Stop()

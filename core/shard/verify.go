@@ -127,11 +127,10 @@ func (v *verifier) run(g *Group) {
 		}
 		v.mu.Unlock()
 		v.last = time.Now()
-		r := g.raft()
-		c.term = r.CurrentTerm()
-		f := r.VerifyLeader()
-		done := g.beats.hurry()
-		c.err = f.Error()
+		r := g.cur.Load()
+		c.term = r.raft.CurrentTerm()
+		done := func() {}
+		c.err = r.verify(func() { done = g.beats.hurry() })
 		done()
 		close(c.done)
 	}
