@@ -1,12 +1,15 @@
 package edge
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -244,5 +247,73 @@ func TestStopWithAnIdleHTTPConnection(t *testing.T) {
 	g.mustStop()
 	if took := time.Since(begin); took > 4*time.Second { // far below the time that requests get
 		t.Fatalf("the stop took %v", took)
+	}
+}
+
+// TestHTTPBodiesAreReadAsTheyCome: what follows a body on the same connection is understood, whatever its length and encoding; what is too large is refused
+// by its announcement, and a body that was not read ends the connection.
+func TestHTTPBodiesAreReadAsTheyCome(t *testing.T) {
+	c := testConfig(t)
+	c.HTTP.MaxBodyBytes = 100_000
+	g := startGateway(t, vfs.OS, c)
+	nc, err := net.Dial("tcp", g.HTTPAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	br := bufio.NewReader(nc)
+	head := "POST /v1/ingest/a HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+	expect := func(want int) *http.Response {
+		t.Helper()
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if text, _ := io.ReadAll(resp.Body); resp.StatusCode != want {
+			t.Fatalf("%d %s, want %d", resp.StatusCode, text, want)
+		}
+		return resp
+	}
+	for _, n := range []int{0, 1, 8 << 10, 8<<10 + 1, 90_000} {
+		fmt.Fprintf(nc, "%sContent-Length: %d\r\n\r\n%s", head, n, strings.Repeat("x", n))
+		if expect(200).Close {
+			t.Fatalf("the connection ends after a body of %d bytes", n)
+		}
+	}
+	fmt.Fprintf(nc, "%sTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", head)
+	expect(200)
+	all := g.stored()
+	if s := all[len(all)-1]; s.value != "hello" || len(all) != 6 || len(all[4].value) != 90_000 {
+		t.Fatalf("stored %d, the last %+v", len(all), s)
+	}
+	fmt.Fprintf(nc, "%sContent-Length: 100001\r\n\r\n%s", head, strings.Repeat("x", 9000)) // its beginning is enough
+	if !expect(413).Close {
+		t.Error("a connection with a body that was not read is used again")
+	}
+}
+
+// TestHTTPAnnouncedBodiesTakeNoMemory: a body's memory grows with what has come.
+func TestHTTPAnnouncedBodiesTakeNoMemory(t *testing.T) {
+	c := testConfig(t)
+	c.HTTP.MaxBodyBytes = 64 << 20
+	g := startGateway(t, vfs.OS, c)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 50 {
+		nc, err := net.Dial("tcp", g.HTTPAddr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		fmt.Fprintf(nc, "POST /v1/ingest/a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", 60<<20, strings.Repeat("x", 9000))
+	}
+	if code, _ := g.post("/v1/ingest/b", "text/plain", "x"); code != 200 {
+		t.Fatal(code)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 200<<20 {
+		t.Errorf("%d bytes were allocated for bodies that did not come", n)
 	}
 }

@@ -40,6 +40,10 @@ const (
 	batchBytesDefault = 512 << 10
 	// queueBytesDefault bounds what waits in memory; beyond it connections stop reading.
 	queueBytesDefault = 16 << 20
+	// queueBytesMin, queueStep and queueTarget: how much waits is less while the oldest has waited longer than the target.
+	queueBytesMin = 2 << 20
+	queueStep     = 256 << 10
+	queueTarget   = 100 * time.Millisecond
 	// queueEntriesMax bounds entries that weigh nothing in bytes (acknowledgements of what is there already).
 	queueEntriesMax = 256 << 10
 	// commitBytesMax bounds one write, and so the time until the first of its owners is told.
@@ -96,7 +100,9 @@ type Buffer struct {
 		open     *batch
 		sealed   []*batch
 		free     []*batch
-		bytes    int64 // queued
+		bytes    int64     // queued
+		limit    int64     // from which on the queue is crowded
+		cut      time.Time // when it became less
 		entries  int64
 		stopping bool
 		err      error
@@ -129,7 +135,7 @@ func Open(o Options) (*Buffer, error) {
 		wake: make(chan struct{}, 1), trim: make(chan struct{}, 1), finish: make(chan commit, finishing),
 		failed: make(chan struct{}),
 	}
-	b.mu.open = newBatch()
+	b.mu.open, b.mu.limit = newBatch(), min(queueBytesMin, o.QueueBytes)
 	b.synced.Store(log.End()) // what Open found is on disk: it synced what it kept
 	b.confirmed.Store(log.Start())
 	b.held.Store(noHold)

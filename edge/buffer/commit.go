@@ -179,6 +179,7 @@ func (c commit) upTo(last bool) int64 {
 func (b *Buffer) recycle(batches []*batch) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.adaptLocked(time.Now(), batches)
 	for _, p := range batches {
 		b.mu.bytes -= p.bytes
 		b.mu.entries -= p.entries
@@ -191,5 +192,23 @@ func (b *Buffer) recycle(batches []*batch) {
 	if !b.crowdedLocked() {
 		b.crowded.Store(false)
 		b.makeRoomLocked()
+	}
+}
+
+// adaptLocked lets the queue be as long as the disk takes within queueTarget: whoever comes waits for all that is before it, and a flood would put
+// seconds in front of the others. It is never shorter than a few commits need on a slow card.
+func (b *Buffer) adaptLocked(now time.Time, batches []*batch) {
+	for _, p := range batches {
+		if p.entries == 0 {
+			continue
+		}
+		took := now.Sub(p.first) - b.o.Linger
+		switch {
+		case took > queueTarget && now.Sub(b.mu.cut) > took:
+			fits := int64(float64(b.mu.limit) * float64(queueTarget) / float64(took))
+			b.mu.limit, b.mu.cut = max(fits, min(queueBytesMin, b.o.QueueBytes)), now
+		case took <= queueTarget && b.crowded.Load():
+			b.mu.limit = min(b.mu.limit+queueStep, b.o.QueueBytes)
+		}
 	}
 }

@@ -127,6 +127,7 @@ func (b *Buffer) put(e *Entry) error {
 	}
 	if p.entries == 0 {
 		nudge(b.wake)
+		p.first = time.Now()
 	}
 	p.add(e)
 	p.bytes += size
@@ -164,7 +165,7 @@ func (b *Buffer) Full() bool { return b.full.Load() || b.lowDisk.Load() }
 func (b *Buffer) Crowded() bool { return b.crowded.Load() }
 
 func (b *Buffer) crowdedLocked() bool {
-	return b.mu.bytes >= b.o.QueueBytes || b.mu.entries >= queueEntriesMax
+	return b.mu.bytes >= b.mu.limit || b.mu.entries >= queueEntriesMax
 }
 
 // Room waits until the queue has room, and with space also until messages are taken again. The queue's bound is soft: everybody

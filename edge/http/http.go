@@ -106,6 +106,9 @@ func Open(c Config, o Options) (*Server, error) {
 		Handler: s.handle, Name: "sluice", MaxRequestBodySize: c.MaxBodyBytes, Concurrency: connectionsMax,
 		ReadTimeout: c.Timeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, NoDefaultContentType: true,
 		CloseOnShutdown: true, ErrorHandler: s.refuseBroken, Logger: quiet{}, TCPKeepalive: true,
+		// Bodies are read by us as they come (see body): the library makes room for all that a header announces, and few clients would do to
+		// take a small box's memory.
+		StreamRequestBody: true, DisablePreParseMultipartForm: true,
 	}
 	return s, nil
 }
@@ -166,6 +169,9 @@ func (s *Server) Status() any {
 }
 
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	if hasBody(ctx) { // until it is read, nothing else can follow on the connection
+		ctx.SetConnectionClose()
+	}
 	path := string(ctx.Path())
 	switch {
 	case path == "/metrics":

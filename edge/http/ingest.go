@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/url"
 	"strings"
 	"time"
@@ -155,9 +156,12 @@ func (s *Server) inputs(ctx *fasthttp.RequestCtx, topic, client string) ([]inges
 		return nil, err
 	}
 	one := ingest.Input{Client: client, Topic: topic, QoS: 1, ContentType: contentType, Time: time.Now()}
-	body := ctx.PostBody()
+	body, err := s.body(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if encoding := ctx.Request.Header.ContentEncoding(); len(encoding) > 0 {
-		if body, err = s.inflate(ctx, string(encoding)); err != nil {
+		if body, err = s.inflate(body, string(encoding)); err != nil {
 			return nil, err
 		}
 	}
@@ -183,12 +187,46 @@ func (s *Server) inputs(ctx *fasthttp.RequestCtx, topic, client string) ([]inges
 	return inputs, nil
 }
 
+// hasBody says whether something follows the head of a request.
+func hasBody(ctx *fasthttp.RequestCtx) bool {
+	n := ctx.Request.Header.ContentLength()
+	return n > 0 || n == -1 // chunked
+}
+
+// body reads the body as it comes: memory grows with what is there, not with what the head announces.
+func (s *Server) body(ctx *fasthttp.RequestCtx) ([]byte, error) {
+	if !hasBody(ctx) {
+		return nil, nil
+	}
+	most := s.config.MaxBodyBytes
+	tooLarge := refuse(fasthttp.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", most), "send smaller batches, or raise http.maxBodyBytes")
+	if ctx.Request.Header.ContentLength() > most {
+		return nil, tooLarge
+	}
+	body, err := io.ReadAll(io.LimitReader(ctx.RequestBodyStream(), int64(most)+1))
+	var netErr net.Error
+	switch {
+	case errors.As(err, &netErr) && netErr.Timeout():
+		return nil, refuse(fasthttp.StatusRequestTimeout, "the request took too long to arrive", "send it again")
+	case err != nil:
+		return nil, refuse(fasthttp.StatusBadRequest, "the body is cut off: "+err.Error(), "send it again")
+	case len(body) > most:
+		return nil, tooLarge
+	case len(body) < ctx.Request.Header.ContentLength():
+		return nil, refuse(fasthttp.StatusBadRequest, "the body is cut off", "send it again")
+	}
+	if !ctx.Request.Header.ConnectionClose() {
+		ctx.Response.Header.ResetConnectionClose()
+	}
+	return body, nil
+}
+
 // inflate takes gzip; the bound holds for what comes out.
-func (s *Server) inflate(ctx *fasthttp.RequestCtx, encoding string) ([]byte, error) {
+func (s *Server) inflate(body []byte, encoding string) ([]byte, error) {
 	if encoding != "gzip" {
 		return nil, refuse(fasthttp.StatusUnsupportedMediaType, fmt.Sprintf("content encoding %q is not known", encoding), "send it plain or as gzip")
 	}
-	body, err := gunzip(ctx.PostBody(), s.config.MaxBodyBytes)
+	body, err := gunzip(body, s.config.MaxBodyBytes)
 	if errors.Is(err, errTooLarge) {
 		return nil, refuse(fasthttp.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes when unpacked", s.config.MaxBodyBytes), "send smaller batches, or raise http.maxBodyBytes")
 	}

@@ -24,6 +24,11 @@ const (
 	readBytesMax = 64 << 10
 	// outBytesMax is what waits for a device that reads slowly; beyond it QoS 0 is dropped and the rest waits in the session.
 	outBytesMax = 1 << 20
+	// outBytesTotal is shared by all devices that read slowly: each may have as much waiting as is free still, so that many of them get less, and
+	// one that has begun to be slow always something. Twice as much may be allocated.
+	outBytesTotal = 32 << 20
+	// outBytesMin is what may wait for a device in any case.
+	outBytesMin = 4 << 10
 	// controlBytesMax bounds answers that a device asks for without reading them (PINGRESP, SUBACK and so on).
 	controlBytesMax = 4 << 20
 	// topicsMax bounds how many of its topics a connection remembers the checks of.
@@ -194,7 +199,9 @@ func (c *conn) write(add func(b []byte) []byte) {
 	if c.w.closing || c.w.closed {
 		return
 	}
+	before := len(c.w.out)
 	c.w.out = add(c.w.out)
+	c.server.waiting.Add(int64(len(c.w.out) - before))
 	if len(c.w.out) > controlBytesMax { // it asks and does not listen
 		c.w.closing = true
 	}
@@ -212,11 +219,16 @@ func (c *conn) startWriterLocked() {
 func (c *conn) room() bool {
 	c.w.Lock()
 	defer c.w.Unlock()
-	return len(c.w.out) < outBytesMax
+	return len(c.w.out) < c.server.outBound()
 }
 
-// publish sends o unless it is larger than the client takes, or (with a bound) too much waits already; both return false.
-func (c *conn) publish(o *outbound, dup bool, bound int) (ok bool) {
+// outBound is how much may wait for one device now.
+func (s *Server) outBound() int {
+	return int(min(outBytesMax, max(outBytesTotal-s.waiting.Load(), outBytesMin)))
+}
+
+// publish sends o unless it is larger than the client takes, or (when bounded) too much waits already; both return false.
+func (c *conn) publish(o *outbound, dup, bounded bool) (ok bool) {
 	p := outgoing{
 		topic: o.msg.Topic, payload: o.msg.Payload, props: o.msg.Props, identifiers: o.ids,
 		qos: o.qos, dup: dup, retain: o.retain, id: o.id,
@@ -230,7 +242,7 @@ func (c *conn) publish(o *outbound, dup bool, bound int) (ok bool) {
 	if c.w.closing || c.w.closed {
 		return true // the session keeps it
 	}
-	if bound > 0 && len(c.w.out) >= bound {
+	if bounded && len(c.w.out) >= c.server.outBound() {
 		return false
 	}
 	before := len(c.w.out)
@@ -238,6 +250,7 @@ func (c *conn) publish(o *outbound, dup bool, bound int) (ok bool) {
 	if len(c.w.out) == before {
 		return false
 	}
+	c.server.waiting.Add(int64(len(c.w.out) - before))
 	c.server.metrics.sent.Inc()
 	c.startWriterLocked()
 	return true
@@ -263,17 +276,20 @@ func (c *conn) flush() {
 			return
 		}
 		b := c.w.out
-		c.w.out = c.w.spare[:0]
+		c.w.out, c.w.spare = c.w.spare[:0], nil
 		c.w.Unlock()
 		c.nc.SetWriteDeadline(time.Now().Add(c.server.config.WriteTimeout))
 		_, err := c.nc.Write(b)
-		c.w.Lock()
-		c.w.spare = b[:0]
-		c.w.Unlock()
+		c.server.waiting.Add(-int64(len(b)))
+		if cap(b) <= readBytesMax { // what a slow reader needed is not kept
+			c.w.Lock()
+			c.w.spare = b[:0]
+			c.w.Unlock()
+		}
 		if err != nil {
 			c.close()
 		}
-		if sess := c.session; sess != nil && len(b) >= outBytesMax/2 {
+		if sess := c.session; sess != nil && len(b) >= outBytesMin { // it may have been what others had to wait for
 			sess.drained()
 		}
 	}
@@ -287,6 +303,8 @@ func (c *conn) close() {
 		return
 	}
 	c.w.closed = true
+	c.server.waiting.Add(-int64(len(c.w.out)))
+	c.w.out = nil
 	c.cancel()
 	c.nc.Close()
 	close(c.finished)
@@ -301,6 +319,7 @@ func (c *conn) finish(last []byte) {
 	}
 	if !c.w.closing {
 		c.w.out = append(c.w.out, last...)
+		c.server.waiting.Add(int64(len(last)))
 		c.w.closing = true
 	}
 	c.startWriterLocked()

@@ -29,6 +29,7 @@ func newMeters() *meters {
 
 func (m *meters) observe(s *Server) {
 	m.set.NewGauge("sluice_mqtt_connections", func() float64 { return float64(s.open.Load()) })
+	m.set.NewGauge("sluice_mqtt_unread_bytes", func() float64 { return float64(s.waiting.Load()) })
 	m.set.NewGauge("sluice_mqtt_subscriptions", func() float64 { return float64(s.subs.count.Load()) })
 	m.set.NewGauge("sluice_mqtt_retained_messages", func() float64 { return float64(s.retained.count()) })
 }

@@ -109,7 +109,7 @@ func (s *session) send(m *message, qos byte, retain bool, ids []int) {
 	o := &outbound{msg: m, qos: min(qos, m.QoS), retain: retain, ids: ids}
 	c := s.conn.Load()
 	if o.qos == 0 {
-		if c != nil && !c.publish(o, false, outBytesMax) {
+		if c != nil && !c.publish(o, false, true) {
 			s.server.metrics.dropped.Inc()
 		}
 		return
@@ -204,7 +204,7 @@ func (s *session) transmitLocked(c *conn, o *outbound, again bool) {
 		return
 	}
 	o.state, o.changed = sent, true
-	if !c.publish(o, again, 0) { // larger than the client takes: as if it had been delivered (MQTT-3.1.2-25)
+	if !c.publish(o, again, false) { // larger than the client takes: as if it had been delivered (MQTT-3.1.2-25)
 		s.forgetLocked(o)
 		return
 	}
