@@ -22,6 +22,9 @@ const (
 	// disk are over at once. Each try reads the replica's log.
 	healWait    = 200 * time.Millisecond
 	healWaitMax = 10 * time.Second
+	// healWaitShared is the first wait of a replica that has others beside it: they elect a leader meanwhile that has
+	// applied everything. One that is back at once may win, and keeps clients waiting until it has replayed its log.
+	healWaitShared = 2 * time.Second
 	// renewTimeout bounds one request to take a damaged replica out of its group.
 	renewTimeout = 15 * time.Second
 	// renewHold is how long a server that was taken out of a group is not added again by the leader that did it: until
@@ -112,14 +115,14 @@ func (h *heals) due() <-chan time.Time {
 }
 
 // failed notes that a replica has stopped, or could not be opened.
-func (h *heals) failed(id meta.ShardID, err error, busy bool) *heal {
+func (h *heals) failed(id meta.ShardID, err error, busy bool, first time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	x := h.list[id]
 	if x == nil {
-		x = &heal{since: time.Now(), wait: healWait}
+		x = &heal{since: time.Now(), wait: first}
 		if past, ok := h.past[id]; ok && time.Since(past.at) < healMemory {
-			x.wait = past.wait
+			x.wait = max(past.wait, first)
 		}
 		h.list[id] = x
 	}
@@ -127,7 +130,6 @@ func (h *heals) failed(id meta.ShardID, err error, busy bool) *heal {
 	x.tries++
 	x.next = time.Now().Add(x.wait)
 	x.wait = min(2*x.wait, healWaitMax)
-	return x
 }
 
 // postpone waits for space, which costs nothing to look for.
@@ -253,7 +255,7 @@ func (c *Controller) closeFailed(ctx context.Context, run *errgroup.Group) {
 			continue
 		}
 		c.setReplica(id, nil)
-		c.heals.failed(id, err, true)
+		c.heals.failed(id, err, true, firstWait(r.group))
 		c.log.Error("replica stopped and will be opened again", "shard", id, "err", err)
 		run.Go(func() error {
 			r.stop()
@@ -293,11 +295,11 @@ func (c *Controller) openOrHeal(ctx context.Context, run *errgroup.Group, s *met
 		}
 	case ctx.Err() != nil:
 	case errors.Is(err, shard.ErrDamaged):
-		c.heals.failed(s.ID, err, true)
+		c.heals.failed(s.ID, err, true, healWait)
 		c.log.Error("replica is damaged and will begin anew", "shard", s.ID, "err", err)
 		run.Go(func() error { c.renewShard(ctx, s.ID); return nil })
 	default:
-		c.heals.failed(s.ID, err, false)
+		c.heals.failed(s.ID, err, false, healWait)
 		if c.heals.note(s.ID, err) {
 			c.log.Error("could not open a shard of this node", "shard", s.ID, "err", err)
 		}
@@ -457,7 +459,7 @@ func (c *Controller) openMetadata(ctx context.Context) error {
 		if len(c.othersOf(meta.MetadataShard)) == 0 {
 			return fmt.Errorf("open the metadata group: %w: this node is the only one of its cluster, so there is no copy; keep %s and restore it from a backup", err, c.o.DataDir)
 		}
-		c.heals.failed(meta.MetadataShard, err, true)
+		c.heals.failed(meta.MetadataShard, err, true, healWait)
 		c.log.Error("the metadata on this node is damaged and will begin anew", "err", err)
 		c.machine.rewind()
 		if !c.renew(ctx, meta.MetadataShard, func() bool { return true }) {
@@ -470,9 +472,12 @@ func (c *Controller) openMetadata(ctx context.Context) error {
 // reopenMetadata brings this node's replica of the metadata back after it has stopped. The image stays as it was meanwhile.
 func (c *Controller) reopenMetadata(ctx context.Context, cause error) error {
 	c.log.Error("the metadata group stopped on this node and will be opened again", "err", cause)
+	wait := firstWait(c.group())
 	for ctx.Err() == nil {
-		c.heals.failed(meta.MetadataShard, cause, true)
+		c.heals.failed(meta.MetadataShard, cause, true, wait)
 		c.node.Stop(meta.MetadataShard)
+		pause(ctx, wait)
+		wait = min(2*wait, healWaitMax)
 		for !c.hasSpace(cause) && ctx.Err() == nil {
 			pause(ctx, healWait)
 		}
@@ -487,9 +492,16 @@ func (c *Controller) reopenMetadata(ctx context.Context, cause error) error {
 		if errors.Is(cause, shard.ErrDamaged) || errors.Is(cause, shard.ErrClosed) {
 			return cause
 		}
-		pause(ctx, healWait)
 	}
 	return nil
+}
+
+// firstWait is how long a replica that has stopped waits before it is opened again.
+func firstWait(g *shard.Group) time.Duration {
+	if len(g.Replicas()) > 1 {
+		return healWaitShared
+	}
+	return healWait
 }
 
 // mustYield says why another replica should lead, "" when this one is as good.
