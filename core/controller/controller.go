@@ -285,6 +285,7 @@ func (c *Controller) serve(ctx context.Context) error {
 	run.Go(func() error { c.keepPeers(ctx); return nil })
 	run.Go(func() error { c.scrub.Run(ctx); return nil })
 	run.Go(func() error { c.stages.run(ctx); return nil })
+	run.Go(func() error { c.reclaim(ctx); return nil })
 	run.Go(func() error { return c.register(ctx) })
 	run.Go(func() error { return c.watchMetadata(ctx) })
 	run.Go(func() error { c.reconcile(ctx, run); return nil })

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -301,4 +302,18 @@ func moveWithPowerCut(t, whole *testing.T, all []*member, index int32, step, vic
 	}
 	t.Logf("node %d cut at %s: %d records, longest pause %v", who, step, l.acked(), l.gap)
 	return all
+}
+
+// TestMovedPartitionsGiveTheirSpaceBack: the files of the source go without anybody asking for a checkpoint.
+func TestMovedPartitionsGiveTheirSpaceBack(t *testing.T) {
+	all := trio(t)
+	a := all[0]
+	a.create(meta.NewTopic{Name: "t", Partitions: -1, ReplicationFactor: -1, Assignments: map[int32][]meta.NodeID{0: {1}}})
+	key := partition.Key{Topic: a.Image().Topic("t").ID}
+	appendRecords(t, a, key, 10, time.Now().UnixMilli())
+	reassign(t, all, "t", 0, 2)
+	a.eventually("no directory of the topic", func() bool {
+		names, err := a.o.FS.List(a.o.DataDir)
+		return err == nil && !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, "t-") })
+	})
 }

@@ -109,3 +109,16 @@ func (s *Set) sweepLeftovers() error {
 	s.doomed.swept = true
 	return nil
 }
+
+// Dropped returns how many directories of partitions that the set no longer has wait for a checkpoint.
+func (s *Set) Dropped() int {
+	s.doomed.Lock()
+	defer s.doomed.Unlock()
+	n := 0
+	for _, d := range s.doomed.list {
+		if d.dir != "" {
+			n++
+		}
+	}
+	return n
+}
