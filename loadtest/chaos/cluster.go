@@ -64,14 +64,7 @@ func (c *cluster) switchboard(node int) string {
 func (c *cluster) node(l *launcher, id int) *process {
 	name := fmt.Sprintf("core-%d", id)
 	p := &process{name: name, launcher: l, logFile: filepath.Join(c.dir, name+".log")}
-	p.env = func() []string {
-		// A program without a switchboard does not look at these.
-		env := []string{"SLUICE_CHAOS=" + c.switchboard(id)}
-		if v := c.volatile(id, p.starts); v != "" {
-			env = append(env, "SLUICE_CHAOS_VOLATILE="+v)
-		}
-		return env
-	}
+	p.env = c.env(p, id)
 	p.command = func() command {
 		at := c.net.address(id)
 		cmd := c.net.inside(id, c.binary, "core", "-c", c.config(), "--id", strconv.Itoa(id), "--data", c.disks[id-1].data(), "--rack", "rack"+strconv.Itoa(id),
@@ -82,6 +75,17 @@ func (c *cluster) node(l *launcher, id int) *process {
 		return cmd
 	}
 	return p
+}
+
+// env asks a program for its switchboard; one without does not look at it. The switchboard of the gateway is named like that of a node behind the last.
+func (c *cluster) env(p *process, id int) func() []string {
+	return func() []string {
+		env := []string{"SLUICE_CHAOS=" + c.switchboard(id)}
+		if v := c.volatile(id, p.starts); v != "" {
+			env = append(env, "SLUICE_CHAOS_VOLATILE="+v)
+		}
+		return env
+	}
 }
 
 // nodeConfig makes the nodes read all their segments every few seconds, so that damage is found while the run lasts, and tell what they do.
@@ -134,7 +138,8 @@ func (c *cluster) edge(l *launcher) (*process, error) {
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		return nil, fmt.Errorf("write the gateway's configuration: %w", err)
 	}
-	p := &process{name: "edge", launcher: l, logFile: filepath.Join(c.dir, "edge.log"), env: func() []string { return nil }}
+	p := &process{name: "edge", launcher: l, logFile: filepath.Join(c.dir, "edge.log")}
+	p.env = c.env(p, c.gatewayMember())
 	p.command = func() command { return c.net.inside(c.gatewayMember(), c.binary, "edge", "-c", file) }
 	return p, nil
 }

@@ -25,6 +25,8 @@ type Outcome struct {
 	Stock  gap           `json:"stock_gap"`      // the same for producers with a stock client library, whose own timeouts are in it
 	Gaps   []gap         `json:"gaps,omitempty"` // those of every partition and device, the longest first
 	Wrong  string        `json:"wrong,omitempty"`
+	// Last is what the cluster was waited for last.
+	Last string `json:"last,omitempty"`
 	// Helped is what was done to the node when the cluster did not heal by itself, and let it heal.
 	Helped string `json:"helped,omitempty"`
 }

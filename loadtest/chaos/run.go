@@ -296,7 +296,13 @@ func (r *run) fault(ctx context.Context, f Fault) (bool, error) {
 // show what would help, and let the run go on. until is when the cluster had healed, or was given up the first time.
 func (r *run) heal(ctx context.Context, o *Outcome, node int) (healed bool, until time.Duration) {
 	wait := func() error {
-		return r.cluster.await(ctx, healMax, "the cluster heals", func() error { return errors.Join(r.cluster.healthy(ctx), r.repaired(), r.served()) })
+		return r.cluster.await(ctx, healMax, "the cluster heals", func() error {
+			err := errors.Join(r.cluster.healthy(ctx), r.repaired(), r.served())
+			if err != nil {
+				o.Last = err.Error()
+			}
+			return err
+		})
 	}
 	err := wait()
 	until = time.Since(r.start)
@@ -373,7 +379,11 @@ func (o Outcome) told() string {
 	if o.Wrong != "" {
 		return text + fmt.Sprintf("NOT HEALED by itself, what helped: %s; %s", o.Helped, o.Wrong)
 	}
-	return text + fmt.Sprintf("healed %v after its end", round(max(0, o.Healed-o.Ended)))
+	text += fmt.Sprintf("healed %v after its end", round(max(0, o.Healed-o.Ended)))
+	if o.Healed-o.Ended > unavailableMax {
+		text += ", the last was: " + o.Last
+	}
+	return text
 }
 
 // hurt begins a fault, waits for its time, and ends it. What has begun is ended also when the run is told to stop.
