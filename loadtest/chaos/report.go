@@ -25,11 +25,19 @@ type Outcome struct {
 	Stock  gap           `json:"stock_gap"`      // the same for producers with a stock client library, whose own timeouts are in it
 	Gaps   []gap         `json:"gaps,omitempty"` // those of every partition and device, the longest first
 	Wrong  string        `json:"wrong,omitempty"`
+	// Stalled is how much of the worst gap the machine itself stood still, for all processes.
+	Stalled time.Duration `json:"stalled,omitempty"`
 	// Last is what the cluster was waited for last.
 	Last string `json:"last,omitempty"`
 	// Helped is what was done to the node when the cluster did not heal by itself, and let it heal.
 	Helped string `json:"helped,omitempty"`
 }
+
+// over tells whether a judged fault cost more than it may. What the machine itself stood still is nobody's fault.
+func (o Outcome) over() bool { return o.Judged && o.Worst.Long-o.Stalled > unavailableMax }
+
+// excused tells whether only the machine made it too long.
+func (o Outcome) excused() bool { return o.Judged && o.Worst.Long > unavailableMax && !o.over() }
 
 // Summary is what all faults of a kind cost.
 type Summary struct {
@@ -59,6 +67,7 @@ type Report struct {
 	Workloads   map[string]*history.Verdict `json:"workloads"`
 	Replicas    Replicas                    `json:"replicas"`
 	NotPossible []Kind                      `json:"not_possible"` // kinds that need the fault switchboard or a gateway
+	Excused     []string                    `json:"excused"`      // unavailable for too long only because the machine stood still
 	Violations  []string                    `json:"violations"`
 	Failed      string                      `json:"failed,omitempty"` // why the run did not get to its end: there is no verdict
 }
@@ -76,7 +85,10 @@ func (r *Report) judge() {
 	of := map[Kind][]Outcome{}
 	for _, o := range r.Faults {
 		of[o.Kind] = append(of[o.Kind], o)
-		if o.Judged && o.Worst.Long > unavailableMax {
+		if o.excused() {
+			r.Excused = append(r.Excused, fmt.Sprintf("fault %d (%s, on %s): %v on %s, of which the machine stood still for %v", o.Number, o.Text, o.On, round(o.Worst.Long), o.Worst.Who, round(o.Stalled)))
+		}
+		if o.over() {
 			r.violate("unavailable: fault %d (%s, on %s): %s had no acknowledged write for %v", o.Number, o.Text, o.On, o.Worst.Who, round(o.Worst.Long))
 		}
 		if o.Wrong != "" {
@@ -104,7 +116,7 @@ func summarise(outcomes []Outcome) (s Summary) {
 	for _, o := range outcomes {
 		gaps, heals = append(gaps, o.Worst.Long), append(heals, max(0, o.Healed-o.Ended))
 		s.StockMax = max(s.StockMax, o.Stock.Long)
-		if o.Judged && o.Worst.Long > unavailableMax {
+		if o.over() {
 			s.OverBound++
 		}
 	}
@@ -140,6 +152,9 @@ func (r *Report) WriteText(w io.Writer) {
 		}
 	}
 	fmt.Fprintf(w, "replicas: %d partitions, %d batches equal byte for byte, %d end earlier, %d findings\n", r.Replicas.Partitions, r.Replicas.Batches, r.Replicas.Shorter, len(r.Replicas.Divergent))
+	for _, text := range r.Excused {
+		fmt.Fprintf(w, "excused: %s\n", text)
+	}
 	if r.Failed != "" {
 		fmt.Fprintf(w, "the run did not get to its end: %s\n", r.Failed)
 	}

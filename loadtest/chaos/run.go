@@ -67,6 +67,7 @@ type run struct {
 	cluster  *cluster
 	timeline *timeline // of the steady writer: what is judged
 	clients  *workloads
+	stalls   *stalls
 	start    time.Time
 	report   *Report
 	noted    string // by the fault under way
@@ -172,7 +173,12 @@ func (r *run) setUp(ctx context.Context) error {
 // faultsAndVerdict lets the workloads work, does the faults, and judges.
 func (r *run) faultsAndVerdict(ctx context.Context) error {
 	r.start = time.Now()
-	r.timeline = newTimeline(r.start)
+	r.timeline, r.stalls = newTimeline(r.start), &stalls{start: r.start}
+	looking, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	looked := make(chan error, 1)
+	go func() { looked <- r.stalls.run(looking, r.cluster.dir) }()
+	defer func() { stop(); <-looked }()
 	r.report.Conditions = Conditions{Switchboard: r.cluster.boards, Gateway: r.o.Gateway, Only: r.o.Only}
 	for _, k := range (Conditions{Switchboard: true, Gateway: true, Only: r.o.Only}).kinds() {
 		if !slices.Contains(r.report.Conditions.kinds(), k) {
@@ -287,6 +293,7 @@ func (r *run) fault(ctx context.Context, f Fault) (bool, error) {
 	}
 	o.Gaps = r.timeline.gaps(o.Began, until)
 	o.Worst, o.Stock = first(o.Gaps), r.clients.stock(o.Began, until)
+	o.Stalled = r.stalls.within(o.Worst)
 	r.report.Faults = append(r.report.Faults, o)
 	r.say("     %s", o.told())
 	return healed, nil
@@ -373,6 +380,9 @@ func (r *run) replace(ctx context.Context, node int) error {
 // told is an outcome in a line.
 func (o Outcome) told() string {
 	text := fmt.Sprintf("longest gap %v (%s; stock clients %v), ", round(o.Worst.Long), o.Worst.Who, round(o.Stock.Long))
+	if o.Stalled > 0 {
+		text += fmt.Sprintf("the machine stood still for %v of it, ", round(o.Stalled))
+	}
 	if o.Did != "" {
 		text = o.Did + ", " + text
 	}
