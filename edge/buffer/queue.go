@@ -164,6 +164,13 @@ func (b *Buffer) Full() bool { return b.full.Load() || b.lowDisk.Load() }
 // Crowded says that so much waits for the disk that whoever brings more should wait with Room first.
 func (b *Buffer) Crowded() bool { return b.crowded.Load() }
 
+// Jammed says that the queue is as long as it may ever be: nobody is let in any more.
+func (b *Buffer) Jammed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mu.bytes >= b.o.QueueBytes || b.mu.entries >= queueEntriesMax
+}
+
 func (b *Buffer) crowdedLocked() bool {
 	return b.mu.bytes >= b.mu.limit || b.mu.entries >= queueEntriesMax
 }

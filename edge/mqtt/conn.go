@@ -56,6 +56,10 @@ type conn struct {
 	topics   map[string]*knownTopic
 	aliases  map[uint16]*knownTopic
 	open2    map[uint16]struct{} // QoS 2 ids of this connection between PUBLISH and PUBREL
+	crowd    struct {            // what came while the queue was crowded
+		since time.Time
+		bytes int
+	}
 
 	owner   *buffer.Owner
 	unacked atomic.Int32  // QoS 1 messages

@@ -196,10 +196,25 @@ func (c *conn) flow(p *publishPacket) error {
 	}
 	b := c.server.door.Buffer()
 	space := p.qos == 0 || c.version < 5 // only MQTT 5 can refuse a message
-	if b.Crowded() || space && b.Full() {
+	if b.Crowded() && !(c.light(len(p.topic)+len(p.payload), time.Now()) && !b.Jammed()) || space && b.Full() {
 		return b.Room(c.ctx, space)
 	}
 	return nil
+}
+
+// A device that publishes no more than lightBytes in lightPeriod while the queue is crowded does not wait for those that crowd it.
+const (
+	lightBytes  = 16 << 10
+	lightPeriod = time.Second
+)
+
+// light counts a message that came while the queue was crowded, and says whether its device is not to blame.
+func (c *conn) light(bytes int, now time.Time) bool {
+	if now.Sub(c.crowd.since) > lightPeriod {
+		c.crowd.since, c.crowd.bytes = now, 0
+	}
+	c.crowd.bytes += bytes
+	return c.crowd.bytes <= lightBytes
 }
 
 // refuse answers without storing, in the order of all answers. Before MQTT 5 there is no way to say no: the connection ends.

@@ -57,7 +57,7 @@ type Server struct {
 	reapers   sync.WaitGroup
 	open      atomic.Int64
 	waiting   atomic.Int64 // bytes for devices that have not read them
-	stopping  atomic.Bool // no reader closes its connection any more
+	stopping  atomic.Bool  // no reader closes its connection any more
 
 	// delivery is held while a commit's messages are handed out, and by whoever must see none of them half handed out.
 	delivery sync.Mutex

@@ -5,6 +5,7 @@ import (
 	"net"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // TestSlowReadersShareABound lets many subscribers stop reading: together they hold no more than their share of memory, and one that becomes slow
@@ -39,4 +40,22 @@ func TestSlowReadersShareABound(t *testing.T) {
 			t.Errorf("%d bytes are still counted", n)
 		}
 	})
+}
+
+func TestLightDevicesDoNotWait(t *testing.T) {
+	c, now := &conn{}, time.Unix(1000, 0)
+	for range 100 {
+		if now = now.Add(lightPeriod / 10); !c.light(1000, now) {
+			t.Fatal("a device with 10 kB a second has to wait")
+		}
+	}
+	for range lightBytes / 1000 {
+		c.light(1000, now)
+	}
+	if c.light(1000, now) {
+		t.Error("a flood does not have to wait")
+	}
+	if !c.light(1000, now.Add(2*lightPeriod)) {
+		t.Error("a device that was a flood once has to wait for ever")
+	}
 }
