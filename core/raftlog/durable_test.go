@@ -118,3 +118,39 @@ func TestFullDiskStopsNoLogThatHasAFile(t *testing.T) {
 	}
 	must(t, s.StoreLog(&raft.Log{Index: index - 1, Term: 1, Data: []byte("again")}))
 }
+
+// TestCutFileIsDamage: a file whose space was reserved is found to be shorter, also when only its unused end is gone, with
+// which a synced record may have gone too.
+func TestCutFileIsDamage(t *testing.T) {
+	disk := vfs.NewMem()
+	s := mustOpen(t, disk, small)
+	for i := range 20 {
+		must(t, s.prepare())
+		must(t, s.StoreLogs(entries(uint64(i+1), 1, 700)))
+	}
+	must(t, s.Close())
+	names, err := disk.List("log")
+	must(t, err)
+	cut := 0
+	for _, name := range names {
+		copyOf := disk.CrashClone(nil)
+		f, err := copyOf.Open("log/" + name)
+		must(t, err)
+		size, err := f.Size()
+		must(t, err)
+		must(t, f.Truncate(size-1))
+		must(t, f.Close())
+		s, err := Open(copyOf, "log", small)
+		switch {
+		case errors.Is(err, ErrDamaged):
+			cut++
+		case err != nil:
+			t.Fatal(err)
+		default: // a spare
+			s.Close()
+		}
+	}
+	if cut < len(names)-1 || cut == 0 {
+		t.Fatalf("%d of %d files", cut, len(names))
+	}
+}

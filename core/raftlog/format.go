@@ -42,6 +42,7 @@ var errBadRecord = errors.New("not a record of this file")
 type fileHeader struct {
 	life, prevLife, firstSeq uint64
 	prevCRC                  uint32
+	size                     int64 // that the file certainly had, durably, when it was begun; 0: not known
 }
 
 func (h fileHeader) encode() []byte {
@@ -52,6 +53,7 @@ func (h fileHeader) encode() []byte {
 	binary.LittleEndian.PutUint64(b[24:], h.prevLife)
 	binary.LittleEndian.PutUint64(b[32:], h.firstSeq)
 	binary.LittleEndian.PutUint32(b[40:], h.prevCRC)
+	binary.LittleEndian.PutUint64(b[44:], uint64(h.size))
 	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[:60], castagnoli))
 	return b
 }
@@ -70,6 +72,7 @@ func decodeFileHeader(b []byte) (h fileHeader, ok bool, err error) {
 	h.prevLife = binary.LittleEndian.Uint64(b[24:])
 	h.firstSeq = binary.LittleEndian.Uint64(b[32:])
 	h.prevCRC = binary.LittleEndian.Uint32(b[40:])
+	h.size = int64(binary.LittleEndian.Uint64(b[44:]))
 	return h, true, nil
 }
 

@@ -129,7 +129,7 @@ func (s *Store) rename(g *segment) (*segment, error) {
 	if err := s.fs.SyncDir(s.dir); err != nil {
 		return nil, fmt.Errorf("sync raft log directory: %w", err)
 	}
-	return &segment{file: g.file, life: life, size: g.size, end: fileHeaderBytes}, nil
+	return &segment{file: g.file, life: life, size: g.size, made: g.made, end: fileHeaderBytes}, nil
 }
 
 // createFile makes a file whose name is synced, prepared (filled with zeros, or its space reserved) or empty.
@@ -144,6 +144,9 @@ func (s *Store) createFile(life uint64, size int64, fill bool) (*segment, error)
 		err = g.fill()
 	case fill:
 		err = g.reserve()
+	}
+	if err == nil && fill {
+		g.made = size
 	}
 	if err == nil {
 		if err = s.fs.SyncDir(s.dir); err != nil {

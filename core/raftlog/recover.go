@@ -99,6 +99,9 @@ func (s *Store) openFile(life uint64) (*found, error) {
 		return nil, fmt.Errorf("header of %s: %w", file.Name(), err)
 	}
 	f.header, f.active = h, ok && h.life == life
+	if f.active {
+		f.made = h.size
+	}
 	return f, nil
 }
 
@@ -210,6 +213,9 @@ func (s *Store) replay(chain []*found) error {
 	s.mu.segments = s.mu.segments[:0]
 	known := false // a state has been read
 	for i, f := range chain {
+		if f.size < f.header.size {
+			return fmt.Errorf("%w: %s has %d bytes, and had %d when it was begun", ErrDamaged, f.file.Name(), f.size, f.header.size)
+		}
 		s.mu.segments = append(s.mu.segments, f.segment)
 		pos := position{segment: f.segment, off: fileHeaderBytes, seq: f.header.firstSeq, prevCRC: f.header.prevCRC}
 		if i > 0 && (pos.seq != s.write.pos.seq || pos.prevCRC != s.write.pos.prevCRC) {
@@ -348,7 +354,7 @@ func (s *Store) createFirst() error {
 	if err := seg.fill(); err != nil {
 		return err
 	}
-	if _, err := f.WriteAt(fileHeader{life: life, firstSeq: 1}.encode(), 0); err != nil {
+	if _, err := f.WriteAt(fileHeader{life: life, firstSeq: 1, size: seg.size}.encode(), 0); err != nil {
 		return fmt.Errorf("write first header: %w", err)
 	}
 	s.write.pos = position{segment: seg, off: fileHeaderBytes, seq: 1}

@@ -29,6 +29,8 @@ type segment struct {
 	file vfs.File
 	life uint64
 	size int64 // bytes that exist; the last group of a file may go beyond them
+	// made are the bytes that were there, durably, when the file was made; 0: none, or not known.
+	made int64
 
 	first   uint64   // index of offsets[0]
 	offsets []uint32 // of the entries, in units of recordAlignment

@@ -113,7 +113,7 @@ func (s *Store) rotate(g *group) error {
 	if err != nil {
 		return err
 	}
-	h := fileHeader{life: next.life, prevLife: g.at.segment.life, firstSeq: g.at.seq, prevCRC: g.at.prevCRC}
+	h := fileHeader{life: next.life, prevLife: g.at.segment.life, firstSeq: g.at.seq, prevCRC: g.at.prevCRC, size: next.made}
 	g.at.segment, g.at.off = next, fileHeaderBytes
 	g.opened, g.bufOff, g.from = true, 0, 0
 	g.buf = append(g.buf[:0], h.encode()...)
