@@ -302,7 +302,7 @@ func (s *Server) accept(l net.Listener) {
 			continue
 		}
 		if t, ok := nc.(*net.TCPConn); ok {
-			t.SetNoDelay(true)
+			tuneTCP(t)
 		}
 		s.start(nc)
 	}
@@ -402,4 +402,13 @@ func (s *Server) Status() any {
 		"connections": len(s.mu.conns), "sessions": len(s.mu.sessions), "subscriptions": s.subs.count.Load(), "retained": s.retained.count(),
 		"listen": s.config.Listen, "webSocket": s.config.WebSocket.Listen, "tls": s.config.TLS.Listen,
 	}
+}
+
+// sendBufferBytes is what the kernel holds for a device that does not read. It would take megabytes by itself, of memory that nobody counts.
+const sendBufferBytes = 128 << 10
+
+// tuneTCP has acknowledgements go out at once, and little wait in the kernel.
+func tuneTCP(t *net.TCPConn) {
+	t.SetNoDelay(true)
+	t.SetWriteBuffer(sendBufferBytes)
 }

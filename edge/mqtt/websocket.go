@@ -73,7 +73,7 @@ func (w *webServer) upgrade(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if t, ok := ws.UnderlyingConn().(*net.TCPConn); ok {
-		t.SetNoDelay(true)
+		tuneTCP(t)
 	}
 	ws.SetReadLimit(int64(w.server.config.MaxPacketBytes) + readBytesMax)
 	w.server.start(&webSocket{Conn: ws})
