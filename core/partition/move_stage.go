@@ -25,6 +25,10 @@ const (
 	stagePollMin = 20 * time.Millisecond
 	stagePollMax = 500 * time.Millisecond
 
+	// stagePrepareBytes are copied before the last segment is synced and indexed up to its end again: what
+	// is left when the partition is frozen takes a disk some milliseconds.
+	stagePrepareBytes = 1 << 20
+
 	logSuffix  = ".log"
 	partSuffix = ".log.part"
 )
@@ -81,6 +85,8 @@ type part struct {
 	file vfs.File // nil: there is none
 	have int64    // bytes from the start
 	crc  uint32   // of these
+
+	prepared int64 // bytes
 }
 
 // seal is the manifest that a stage shall come to, and who waits for that.
@@ -452,9 +458,37 @@ func (s *Stage) copySegment(ctx context.Context, conn *sourceConn, m commitlog.M
 		copied += int64(len(piece))
 	}
 	if closed {
-		err = s.closeSegment(seg)
+		return copied, s.closeSegment(seg)
 	}
-	return copied, err
+	return copied, s.prepare(seg)
+}
+
+// prepare does as much as can be done of a seal and of adopting before the partition is frozen: it syncs
+// what has been copied of the last segment, and indexes it, which apply would read from its start otherwise.
+func (s *Stage) prepare(seg commitlog.SegmentInfo) error {
+	s.mu.Lock()
+	p := &s.mu.part
+	file := p.file
+	due := !s.mu.taken && s.mu.seal == nil && file != nil && p.base == seg.Base && p.have == seg.Bytes && p.have-p.prepared >= stagePrepareBytes
+	if due {
+		p.prepared = p.have
+	}
+	s.mu.Unlock()
+	if !due {
+		return nil
+	}
+	if err := file.Sync(); err != nil {
+		return s.failedSync(err)
+	}
+	s.index(seg)
+	return nil
+}
+
+func (s *Stage) index(seg commitlog.SegmentInfo) {
+	name := filepath.Base(s.path(seg.Base, partSuffix))
+	if err := commitlog.IndexPart(s.o.FS, s.dir, name, seg.Base, seg.Bytes, commitlog.Config{}); err != nil {
+		s.log.Debug("a copy was not indexed", "err", err)
+	}
 }
 
 // pace waits until the next piece may be asked for. While a partition is frozen nobody waits.
@@ -608,7 +642,7 @@ func (s *Stage) startAgain(crc uint32, seg commitlog.SegmentInfo) error {
 		return errTaken
 	}
 	s.closePartLocked()
-	if err := s.o.FS.Remove(s.path(seg.Base, partSuffix)); err != nil {
+	if err := errors.Join(s.o.FS.Remove(s.path(seg.Base, partSuffix)), commitlog.DropIndex(s.o.FS, s.dir, seg.Base)); err != nil {
 		return fmt.Errorf("remove part: %w", err)
 	}
 	return fmt.Errorf("%w: what came has CRC %08x, not %08x", ErrPeer, crc, seg.CRC)
