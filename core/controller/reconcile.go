@@ -88,6 +88,11 @@ func (c *Controller) isCurrent() bool {
 
 func (c *Controller) openShard(ctx context.Context, run *errgroup.Group, s *meta.Shard) error {
 	if c.shallFound(s) {
+		if s.Generation > 0 && !c.hasReplica(s.ID) { // the shard was lost and begins anew, whatever this node had of it
+			if err := c.node.Forget(s.ID); err != nil {
+				return err
+			}
+		}
 		if err := c.node.Bootstrap(s.ID, s.Founding); err != nil {
 			return fmt.Errorf("bootstrap shard %d: %w", s.ID, err)
 		}

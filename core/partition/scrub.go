@@ -26,8 +26,8 @@ const (
 	scrubFirst = 10 * time.Second
 	// scrubBusyBytes written in a second make a node one that is at work.
 	scrubBusyBytes = 256 << 10
-	// scrubFileBytes is what a file counts for at least, for opening it.
-	scrubFileBytes = 16 << 10
+	// scrubFileBytes is what a file counts for beside its bytes: thousands of small ones must not be felt on an idle node.
+	scrubFileBytes = 256 << 10
 	// scrubWait is how long the scrubber sleeps at least: shorter waits cost more than they spread.
 	scrubWait = 5 * time.Millisecond
 )

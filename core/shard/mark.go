@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 
 	"sluice/core/meta"
@@ -58,4 +59,20 @@ func (g *Group) keepMark() {
 	}
 	err := g.node.setMark(g.id, markHad)
 	g.marked = err == nil // otherwise it is tried again at the next look
+}
+
+// Forget removes the mark of a replica that is not there: its shard begins anew, so what it knew of the old one binds it no
+// longer.
+func (n *Node) Forget(id meta.ShardID) error {
+	err := n.o.FS.Remove(n.dir(id) + markSuffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = n.o.FS.SyncDir(path.Join(n.o.Dir, shardsDir))
+	}
+	if err != nil {
+		return fmt.Errorf("forget shard %d: %w", id, err)
+	}
+	return nil
 }
