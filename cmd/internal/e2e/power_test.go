@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -83,8 +84,9 @@ func (c *cluster) powerCuts(v loadtest.Verify, names ...string) loadtest.VerifyR
 	c.t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	c.t.Logf("seed %d", seed)
-	ctx, cancel := context.WithTimeout(context.Background(), v.Duration)
-	defer cancel()
+	heard := make(chan struct{})
+	first := sync.OnceFunc(func() { close(heard) })
+	v.Heard = func(string, time.Time) { first() }
 	var r loadtest.VerifyResult
 	ran := make(chan error, 1)
 	go func() {
@@ -92,6 +94,13 @@ func (c *cluster) powerCuts(v loadtest.Verify, names ...string) loadtest.VerifyR
 		r, err = v.Run(context.Background())
 		ran <- err
 	}()
+	select {
+	case <-heard: // the topic is there
+	case err := <-ran:
+		c.t.Fatalf("nothing was acknowledged: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), v.Duration)
+	defer cancel()
 	cuts := c.outages(ctx, rand.New(rand.NewPCG(seed, 0)), names)
 	if err := <-ran; err != nil {
 		c.t.Fatal(err)
@@ -122,7 +131,7 @@ func TestPowerCutsOfCoreNodes(t *testing.T) {
 
 // A PUBACK is worth what it says when the power goes everywhere, gateway included.
 func TestPowerCutsOfGatewayAndCore(t *testing.T) {
-	c := startPowered(t, "1")
+	c := startPowered(t, "seed:11")
 	c.powerCuts(loadtest.Verify{
 		Kafka: loadtest.Kafka{Brokers: brokers, Topic: "mqtt"}, Writers: 20, Rate: 400, Duration: faultTime, Size: 100, Late: patience,
 		Gateway: mqtt, MQTT: "verify", Window: 10,
