@@ -104,8 +104,12 @@ func changes(all ...change) action {
 func (r *run) proxied(f Fault, node int) action {
 	var stop context.CancelFunc
 	var running sync.WaitGroup
+	var holding *time.Timer
 	net := changes()
 	end := func(ctx context.Context) error {
+		if holding != nil {
+			holding.Stop()
+		}
 		err := net.end(ctx)
 		stop()
 		running.Wait()
@@ -131,7 +135,7 @@ func (r *run) proxied(f Fault, node int) action {
 			return errors.Join(err, end(ctx))
 		}
 		if f.Kind == HalfOpen {
-			time.AfterFunc(f.For/halfOpenPart, func() { holdAll(proxies) })
+			holding = time.AfterFunc(f.For/halfOpenPart, func() { holdAll(proxies) })
 		}
 		return nil
 	}

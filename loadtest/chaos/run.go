@@ -100,6 +100,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		r.report.Failed = err.Error()
 	}
+	r.report.judge()
 	end, stop := context.WithTimeout(life, endMax)
 	defer stop()
 	return r.report, errors.Join(err, r.tearDown(end, err))
@@ -213,7 +214,6 @@ func (r *run) verdict(ctx context.Context) error {
 	}
 	r.report.Replicas, err = compareReplicas(dirs)
 	r.report.Took = time.Since(r.start)
-	r.report.judge()
 	return err
 }
 
@@ -482,11 +482,14 @@ func (r *run) tearDown(ctx context.Context, failed error) error {
 	return errors.Join(errs...)
 }
 
-// keepData copies what is on the nodes' disks out of them.
+// keepData copies what is on the nodes' disks out of them, and removes these.
 func (r *run) keepData(ctx context.Context) error {
 	var errs []error
 	for _, d := range r.cluster.disks {
-		errs = append(errs, execute(ctx, command{"cp", "-a", "--sparse=always", d.data(), d.dir + "-data"}))
+		if _, err := os.Stat(d.data()); err == nil {
+			errs = append(errs, execute(ctx, command{"cp", "-a", "--sparse=always", d.data(), d.dir + "-data"}))
+		}
+		errs = append(errs, os.Remove(d.file)) // it goes when it is unmounted
 	}
 	return errors.Join(errs...)
 }
