@@ -151,7 +151,12 @@ func (w *steadyWriter) write(ctx context.Context, n int64) {
 			return
 		}
 		if errors.Is(err, errRefused) {
-			w.s.refuse(fmt.Sprintf("%s, number %d: %v", w.name(), w.number, err))
+			// The log does not hold what came before, or something else that must not be: it is written down, and a new producer goes on.
+			w.s.refuse(fmt.Sprintf("%s, number %d, sequence %d: %v", w.name(), w.number, w.sequence, err))
+			w.done(n, false, 0)
+			w.introduce(ctx)
+			w.sequence = 0
+			return
 		}
 		w.look(ctx)
 		_ = sleep(ctx, againAfter) // the loop looks at ctx
