@@ -108,18 +108,23 @@ func (r *roster) surplus(want []meta.Server) (change, bool) {
 		if slices.Contains(want, x.Server) {
 			continue
 		}
-		if !x.Voter {
+		switch {
+		case x.Voter:
+			leaving = append(leaving, x)
+		case r.spares(x.Server):
 			return change{actRemove, x.Server}, true
 		}
-		leaving = append(leaving, x)
 	}
 	if len(leaving) == 0 || r.voters() <= len(want) || !r.settled(want) {
 		return change{}, false
 	}
 	// The dead first, then those that only follow.
 	slices.SortStableFunc(leaving, func(a, b shard.Replica) int { return int(r.worth(a) - r.worth(b)) })
-	if leaving[0].Server != r.self {
-		return change{actRemove, leaving[0].Server}, true
+	if first := leaving[0].Server; first != r.self {
+		if !r.spares(first) {
+			return change{}, false
+		}
+		return change{actRemove, first}, true
 	}
 	for _, s := range want {
 		if x, ok := r.find(s); ok && x.Voter && x.InSync {
@@ -127,6 +132,23 @@ func (r *roster) surplus(want []meta.Server) (change, bool) {
 		}
 	}
 	return change{}, false
+}
+
+// spares tells whether the group would let a member go now: a majority of the voters that stay is in sync, and none that answers is
+// behind. The group waits for that too, but a leader that waits does none of its other duties.
+func (r *roster) spares(s meta.Server) bool {
+	voters, inSync := 0, 0
+	for _, x := range r.have {
+		if x.Server == s || !x.Voter {
+			continue
+		}
+		if !x.InSync && r.usable(x.Server) {
+			return false
+		}
+		voters++
+		inSync += boolToInt(x.InSync)
+	}
+	return inSync > voters/2
 }
 
 func (r *roster) worth(x shard.Replica) int64 {
@@ -180,9 +202,9 @@ func (r *roster) withoutBad(q *quorum) change {
 	for _, x := range r.have {
 		registered := slices.Contains(q.nodes, x.Server)
 		switch {
-		case !registered && !x.Voter:
+		case !registered && !x.Voter && r.spares(x.Server):
 			return change{actRemove, x.Server}
-		case !x.Voter || registered && (!q.bad(x.Server) || r.voters() <= q.target):
+		case !x.Voter || !r.spares(x.Server) || registered && (!q.bad(x.Server) || r.voters() <= q.target):
 			continue
 		case x.Server == r.self:
 			if to, ok := r.successor(q); ok {
