@@ -11,6 +11,7 @@ type Config struct {
 	InitialDelay    time.Duration // group.initial.rebalance.delay.ms, default none
 	MaxSize         int           // group.max.size, default unbounded
 	GroupBytes      int           // metadata and assignments of one group, default 8 MiB: they are one record
+	TotalBytes      int           // of all groups and members of one coordinator, default 64 MiB; then no new members are taken
 	MetadataBytes   int           // offset.metadata.max.bytes, default 4096
 	OffsetRetention time.Duration // offsets.retention.minutes, default 7 days
 	NewID           func() string // unique part of a new member's id; must be set
@@ -21,6 +22,7 @@ const (
 	DefaultMinSession      = 6 * time.Second
 	DefaultMaxSession      = 30 * time.Minute
 	DefaultGroupBytes      = 8 << 20
+	DefaultTotalBytes      = 64 << 20
 	DefaultMetadataBytes   = 4096
 	DefaultOffsetRetention = 7 * 24 * time.Hour
 )
@@ -35,6 +37,8 @@ type Coordinator struct {
 	groups map[string]*group
 	timers timers
 	stats  Stats
+	weight int // of all members
+	handed int // member ids that were handed out and have not joined yet
 	out    Effects // of the step under way
 }
 
@@ -91,6 +95,7 @@ func New(c Config) *Coordinator {
 	c.MinSession = orDefault(c.MinSession, DefaultMinSession)
 	c.MaxSession = orDefault(c.MaxSession, DefaultMaxSession)
 	c.GroupBytes = orDefault(c.GroupBytes, DefaultGroupBytes)
+	c.TotalBytes = orDefault(c.TotalBytes, DefaultTotalBytes)
 	c.MetadataBytes = orDefault(c.MetadataBytes, DefaultMetadataBytes)
 	c.OffsetRetention = orDefault(c.OffsetRetention, DefaultOffsetRetention)
 	return &Coordinator{config: c, groups: map[string]*group{}}
@@ -101,6 +106,26 @@ func orDefault[T int | time.Duration](v, other T) T {
 		return other
 	}
 	return v
+}
+
+// What groups and members take in memory besides their metadata, roughly.
+const (
+	groupOverhead  = 1 << 10
+	memberOverhead = 512
+	handedOverhead = 256
+)
+
+// full tells whether bytes more than now would be too much. Whoever opens connections can make groups and members, each with what it likes
+// as metadata: without a bound for all of them together that is all memory.
+func (c *Coordinator) full(more int) bool {
+	return c.weight+len(c.groups)*groupOverhead+c.handed*handedOverhead+more > c.config.TotalBytes
+}
+
+// weigh counts a member that is new or has changed.
+func (c *Coordinator) weigh(m *member) {
+	weight := memberOverhead + len(m.id) + len(m.instanceID) + len(m.clientID) + len(m.clientHost) + metadataBytes(m.protocols)
+	c.weight += weight - m.weight
+	m.weight = weight
 }
 
 // Step applies one event at a time that never goes back and returns its effects, which belong to the caller.

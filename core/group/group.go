@@ -90,6 +90,7 @@ type member struct {
 	rebalance  time.Duration
 	protocols  []Protocol // in the member's order of preference
 	assignment []byte
+	weight     int // as counted by its coordinator
 
 	isNew bool // has not got its first JoinGroup answer yet
 	join  Ticket

@@ -24,6 +24,7 @@ func (e Join) apply(c *Coordinator, now time.Time) {
 	}
 	c.joinGroup(g, e, now)
 	c.completeJoinIfReady(g, now)
+	c.forgetUnrecorded(g) // made for a member that was turned away
 }
 
 func (c *Coordinator) refuseJoin(e Join, memberID string, code Code) {
@@ -48,6 +49,10 @@ func (c *Coordinator) joinGroup(g *group, e Join, now time.Time) {
 		return
 	}
 	_, pending := g.pending[e.MemberID]
+	if c.tooMuch(g, e) {
+		c.refuseJoin(e, e.MemberID, GroupMaxSizeReached)
+		return
+	}
 	switch {
 	case e.MemberID == "" && e.InstanceID != "" && g.static[e.InstanceID] != "":
 		c.replaceStatic(g, e, now)
@@ -61,6 +66,15 @@ func (c *Coordinator) joinGroup(g *group, e Join, now time.Time) {
 	default:
 		c.rejoin(g, e, now)
 	}
+}
+
+// tooMuch tells whether the coordinator holds so much that this member cannot be taken, or cannot say more than it has said.
+func (c *Coordinator) tooMuch(g *group, e Join) bool {
+	more := memberOverhead + metadataBytes(e.Protocols)
+	if m := g.byID[e.MemberID]; m != nil {
+		more -= m.weight
+	}
+	return more > 0 && c.full(more)
 }
 
 // hasRoom tells whether the group can take this member. While a group rebalances, those that wait
@@ -90,9 +104,12 @@ func (c *Coordinator) memberID(e Join) string {
 // member whose JoinGroup is lost on the way leaves nothing behind but this id, for one session.
 func (c *Coordinator) handOutID(g *group, e Join, now time.Time) {
 	id := c.memberID(e)
+	c.handed++
 	g.pending[id] = c.timers.schedule(now.Add(e.Session), func(now time.Time) {
+		c.handed--
 		delete(g.pending, id)
 		c.completeJoinIfReady(g, now)
+		c.forgetUnrecorded(g)
 	})
 	c.answer(e.Ticket, e.Group, JoinResponse{Code: MemberIDRequired, Generation: -1, MemberID: id})
 }
@@ -100,6 +117,7 @@ func (c *Coordinator) handOutID(g *group, e Join, now time.Time) {
 func (c *Coordinator) dropPending(g *group, id string) {
 	if t, ok := g.pending[id]; ok {
 		c.timers.stop(t)
+		c.handed--
 		delete(g.pending, id)
 	}
 }
@@ -113,6 +131,7 @@ func (c *Coordinator) addMember(g *group, e Join, id string, now time.Time) {
 		g.grew = true
 	}
 	g.insert(m, e.ProtocolType)
+	c.weigh(m)
 	c.stats.Members++
 	c.waitForJoin(g, m, e.Ticket)
 	c.extend(g, m, now.Add(newMemberJoinTimeout))
@@ -144,6 +163,7 @@ func (c *Coordinator) rejoin(g *group, e Join, now time.Time) {
 
 func (c *Coordinator) update(g *group, m *member, e Join) {
 	m.session, m.rebalance, m.protocols = e.Session, e.Rebalance, e.Protocols
+	c.weigh(m)
 }
 
 // waitForJoin parks the member's JoinGroup. One that waited already has lost its connection, or

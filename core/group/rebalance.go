@@ -215,5 +215,6 @@ func (c *Coordinator) remove(g *group, m *member) {
 			g.leader = g.members[0].id
 		}
 	}
+	c.weight -= m.weight
 	c.stats.Members--
 }

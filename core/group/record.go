@@ -141,7 +141,7 @@ func (c *Coordinator) replayOffset(key, value []byte) error {
 
 // forgetUnrecorded forgets a group of which the log holds nothing any more.
 func (c *Coordinator) forgetUnrecorded(g *group) {
-	if !g.recorded && g.idle() {
+	if c.groups[g.id] == g && !g.recorded && g.idle() {
 		c.forget(g)
 	}
 }
@@ -168,6 +168,9 @@ func (c *Coordinator) replayGroup(key, value []byte, joining bool) error {
 	g.offsets = old.offsets
 	c.stats.Groups[old.state]--
 	c.stats.Members -= len(old.members)
+	for _, m := range old.members {
+		c.weight -= m.weight
+	}
 	c.groups[k.Group] = g
 	if value != nil {
 		c.fill(g, &v, joining)
@@ -198,6 +201,7 @@ func (c *Coordinator) fill(g *group, v *kmsg.GroupMetadataValue, joining bool) {
 			protocols:  []Protocol{{g.protocol, append([]byte(nil), m.Subscription...)}},
 			assignment: append([]byte(nil), m.Assignment...),
 		}, v.ProtocolType)
+		c.weigh(g.members[len(g.members)-1])
 		c.stats.Members++
 	}
 	g.protocolType = v.ProtocolType

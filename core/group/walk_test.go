@@ -320,10 +320,15 @@ func (w *walk) check() {
 		w.t.Fatalf("replay (-) and live (+) differ:\n%s", d)
 	}
 	timers, members, offsets := 0, 0, 0
+	weight, handed := 0, 0
 	var states [states]int
 	for _, g := range w.machine.groups {
 		states[g.state]++
 		members += len(g.members)
+		handed += len(g.pending)
+		for _, m := range g.members {
+			weight += m.weight
+		}
 		for _, of := range g.offsets {
 			offsets += len(of)
 		}
@@ -333,6 +338,9 @@ func (w *walk) check() {
 	stats := w.machine.Stats()
 	if stats.Groups != states || stats.Members != members || stats.Offsets != offsets {
 		w.t.Fatalf("stats %+v, counted groups %v, members %d, offsets %d", stats, states, members, offsets)
+	}
+	if weight != w.machine.weight || handed != w.machine.handed {
+		w.t.Fatalf("weight %d and %d ids handed out, counted %d and %d", w.machine.weight, w.machine.handed, weight, handed)
 	}
 	if timers != len(w.machine.timers.heap) {
 		w.t.Fatalf("%d timers of groups, %d armed", timers, len(w.machine.timers.heap))
