@@ -37,8 +37,8 @@ type Coordinator struct {
 	groups map[string]*group
 	timers timers
 	stats  Stats
-	weight int // of all members
-	handed int // member ids that were handed out and have not joined yet
+	weight int     // of all members
+	handed int     // member ids that were handed out and have not joined yet
 	out    Effects // of the step under way
 }
 
