@@ -199,9 +199,13 @@ func (r *run) switched(f Fault, node int, p *process) action {
 		return action{begin: func(ctx context.Context) error {
 			return b.files(ctx, fileRule{Op: "sync", Path: "**", Mode: "fail", Count: 1 + f.Value%3})
 		}, end: heal}
-	case LyingSync:
+	case LyingSync, LyingLead:
+		prepare := r.volatile(node, p)
+		if f.Kind == LyingSync {
+			prepare = r.follows(p)
+		}
 		return action{
-			prepare: r.volatile(node, p),
+			prepare: prepare,
 			begin:   func(ctx context.Context) error { return b.files(ctx, fileRule{Op: "sync", Path: "**", Mode: "lie"}) },
 			end:     func(ctx context.Context) error { p.kill(); return p.start(ctx) },
 		}
@@ -225,6 +229,15 @@ func (r *run) volatile(node int, p *process) func(context.Context) error {
 			return nil
 		}
 		r.stopCleanly(p)
+		return p.start(ctx)
+	}
+}
+
+// follows restarts a node cleanly, into a life in which a kill is a power cut, so that it leads nothing for a while.
+func (r *run) follows(p *process) func(context.Context) error {
+	return func(ctx context.Context) error {
+		r.stopCleanly(p)
+		p.volatile = true
 		return p.start(ctx)
 	}
 }

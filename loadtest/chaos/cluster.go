@@ -81,7 +81,11 @@ func (c *cluster) node(l *launcher, id int) *process {
 func (c *cluster) env(p *process, id int) func() []string {
 	return func() []string {
 		env := []string{"SLUICE_CHAOS=" + c.switchboard(id)}
-		if v := c.volatile(id, p.starts); v != "" {
+		v := c.volatile(id, p.starts)
+		if p.volatile {
+			v = "1"
+		}
+		if v != "" {
 			env = append(env, "SLUICE_CHAOS_VOLATILE="+v)
 		}
 		return env

@@ -52,7 +52,8 @@ type process struct {
 	command  func() command // of the next start
 	env      func() []string
 	logFile  string
-	starts   int // how often it was started; belongs to the run's goroutine
+	volatile bool // in its next life a kill is a power cut, whatever its turn
+	starts   int  // how often it was started; belongs to the run's goroutine
 	mu       struct {
 		sync.Mutex
 		cmd    *exec.Cmd
@@ -83,6 +84,7 @@ func (p *process) start(ctx context.Context) error {
 		return fmt.Errorf("start %s: %w", p.name, err)
 	}
 	p.starts++
+	p.volatile = false
 	ended := make(chan struct{})
 	p.mu.cmd, p.mu.ended, p.mu.wanted = cmd, ended, true
 	go func() {

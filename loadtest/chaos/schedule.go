@@ -28,6 +28,9 @@ func (c Conditions) kinds() []Kind {
 	if len(c.Only) == 0 {
 		return all
 	}
+	if c.Switchboard {
+		all = append(all, LyingLead)
+	}
 	return slices.DeleteFunc(all, func(k Kind) bool { return !slices.Contains(c.Only, k) })
 }
 
@@ -86,6 +89,9 @@ func (f *Fault) overlaps() bool {
 	return false
 }
 
+// lyingMax is how long a follower's disk lies: a node that was just restarted is given its leaderships back after about five seconds.
+const lyingMax = 3 * time.Second
+
 // shape turns what was drawn into values that fit the kind.
 func (f *Fault) shape() {
 	v := f.Value
@@ -104,6 +110,8 @@ func (f *Fault) shape() {
 		f.Role = ""
 	}
 	switch f.Kind {
+	case LyingSync:
+		f.For = min(f.For, lyingMax)
 	case FullDisk:
 		f.For += 2 * time.Second // longer than writes may be refused
 	case Damage, DamageLog, LostDisk, Restart, PowerCut, Blackout:
