@@ -36,6 +36,9 @@ const (
 // errTaken is returned when a stage is used after its directory was adopted.
 var errTaken = errors.New("stage was adopted")
 
+// errStageClosed is returned to who waits for a copy that was closed before it was whole.
+var errStageClosed = errors.New("copy was closed")
+
 // StageOptions configure a Stage. All but Slots and Logger are required.
 type StageOptions struct {
 	FS    vfs.FS
@@ -70,7 +73,8 @@ type Stage struct {
 
 	mu struct {
 		sync.Mutex
-		taken    bool
+		taken    bool                            // no more is copied
+		adopted  bool                            // because the directory is the partition's
 		sealed   map[int64]commitlog.SegmentInfo // whole and durable; those of an earlier run have only Base and Bytes
 		part     part
 		progress StageProgress
@@ -177,13 +181,15 @@ func (s *Stage) Taken() bool {
 }
 
 // take ends the stage: its directory belongs to the partition from now on.
-func (s *Stage) take() {
+func (s *Stage) take() { s.end(true) }
+
+func (s *Stage) end(adopted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.taken {
 		return
 	}
-	s.mu.taken = true
+	s.mu.taken, s.mu.adopted = true, adopted
 	close(s.ended)
 	s.closePartLocked()
 }
@@ -197,7 +203,7 @@ func (s *Stage) closePartLocked() {
 
 // Close ends the stage and leaves what it has on disk, for OpenStage to find. Run must have ended.
 func (s *Stage) Close() {
-	s.take()
+	s.end(false)
 	s.o.Dirs.closeStage(s)
 }
 
@@ -226,7 +232,7 @@ func (s *Stage) Seal(ctx context.Context, section []byte) error {
 	switch done := s.mu.done; {
 	case s.mu.taken:
 		s.mu.Unlock()
-		return nil
+		return s.sealedByEnd()
 	case done != nil && equalManifests(*done, sec.Log):
 		s.mu.Unlock()
 		return nil
@@ -244,10 +250,21 @@ func (s *Stage) Seal(ctx context.Context, section []byte) error {
 	case <-want.done:
 		return nil
 	case <-s.ended:
-		return nil // adopted: somebody has sealed it, or the shard fetches what is missing
+		return s.sealedByEnd()
 	case <-ctx.Done():
 		return fmt.Errorf("seal the copy of %s-%d: %w", s.o.Name, s.o.Key.Index, ctx.Err())
 	}
+}
+
+// sealedByEnd answers a seal of a stage that has ended. Adopted: somebody has sealed it, or the shard fetches what is missing. Closed:
+// who asks may take the source's data away for this copy, of which nothing is promised.
+func (s *Stage) sealedByEnd() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.adopted {
+		return nil
+	}
+	return fmt.Errorf("seal the copy of %s-%d: %w", s.o.Name, s.o.Key.Index, errStageClosed)
 }
 
 func equalManifests(a, b commitlog.Manifest) bool {

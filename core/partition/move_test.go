@@ -274,3 +274,21 @@ func TestManifestOfMovedPartitions(t *testing.T) {
 		t.Fatalf("version %d without moves: %v", h.Version, err)
 	}
 }
+
+// TestClosedCopyIsNotSealed: a node that stops while a seal waits has promised nothing, though it has the copy on disk in part.
+func TestClosedCopyIsNotSealed(t *testing.T) {
+	_, key, section := frozenSource(t)
+	for _, end := range []func(*Stage){(*Stage).Close, func(s *Stage) { _ = s.Discard() }} {
+		s, _ := stageOf(t, vfs.NewMem(), key)
+		waiting := make(chan error, 1)
+		go func() { waiting <- s.Seal(t.Context(), section) }()
+		<-s.wake // it is asked for
+		end(s)
+		if err := <-waiting; !errors.Is(err, errStageClosed) {
+			t.Errorf("a seal of a copy that was closed: %v", err)
+		}
+		if err := s.Seal(t.Context(), section); !errors.Is(err, errStageClosed) {
+			t.Errorf("a seal after the close: %v", err)
+		}
+	}
+}
