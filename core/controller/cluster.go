@@ -216,7 +216,12 @@ func (l *lead) abandon(ctx context.Context, n meta.Node, loseData bool) (*meta.E
 	cmd := &meta.AssignShards{}
 	for _, s := range l.c.Image().Shards() {
 		at := slices.Index(s.Voters, n.Server())
-		if at < 0 || s.Lost {
+		switch {
+		case s.Lost:
+			continue
+		case leaves(s, n.Server()) && !loseData && !l.goesOn(s, n.ID):
+			return meta.Errorf(meta.CodeInvalidRequest, "Shard %d, with %d partitions, is being moved away from node %d and needs its replica until that is done: bring it back, or give the data up with --lose-data.", s.ID, s.Partitions, n.ID), nil
+		case at < 0:
 			continue
 		}
 		switch only := len(s.Voters) == 1 && len(s.Leaving) == 0; {
@@ -234,6 +239,16 @@ func (l *lead) abandon(ctx context.Context, n meta.Node, loseData bool) (*meta.E
 	}
 	res, err := l.propose(ctx, meta.RequestID{}, cmd)
 	return firstError(res).Err, err
+}
+
+// goesOn tells whether a shard that is being moved has its data and a leader without a node that it is moved away from: its leader is
+// alive, and so are as many of those that were in sync as the shard needs.
+func (l *lead) goesOn(s *meta.Shard, without meta.NodeID) bool {
+	up := 0
+	for _, id := range s.ISR {
+		up += boolToInt(id != without && l.live(id))
+	}
+	return s.Leader != without && l.live(s.Leader) && up > len(s.Voters)/2
 }
 
 // without plans a shard without its member at an index, with another one in its place if there is one.

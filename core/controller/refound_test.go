@@ -1,0 +1,131 @@
+package controller
+
+import (
+	"context"
+	"slices"
+	"testing"
+
+	"sluice/core/meta"
+	"sluice/core/partition"
+)
+
+// TestShardsBeginAnewOnTheNodeThatLostThem: the replica that waited there is founded, and may be so again where a
+// shard was once moved away from.
+func TestShardsBeginAnewOnTheNodeThatLostThem(t *testing.T) {
+	all := briskTrio(t)
+	all[0].create(meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
+	load(t, all, "one", 5)
+	victim, rest := all[2], all[:2]
+	victim.crash()
+	fresh := start(t, brisk(options(3, rest[0].Addr())))
+	all = []*member{rest[0], rest[1], fresh}
+	lost := lostShards(rest[0].Image())
+	if len(lost) == 0 {
+		t.Fatal("nothing was lost")
+	}
+	for _, id := range lost { // to where the empty replica waits
+		cmd := &meta.RefoundShard{Shard: id, Voters: []meta.Server{fresh.id.server()}}
+		leader := leaderOf(t, all)
+		if res, err := leader.lead.propose(context.Background(), meta.RequestID{}, cmd); err != nil || res.Err != nil {
+			t.Fatal(err, res.Err)
+		}
+	}
+	led(all[0], lost)
+	elsewhere(t, all, lost, rest[0])
+	ids := written(t, all, lost, 7)
+	for id, keys := range ids {
+		for _, key := range keys {
+			m := memberOf(all, id)
+			p, _, ok := m.Local(key.Topic, key.Index)
+			if !ok || p.End() != 7 {
+				t.Errorf("shard %d: %s has not the records that were written after it began anew", id, key)
+			}
+		}
+	}
+}
+
+func lostShards(image *meta.Image) (ids []meta.ShardID) {
+	for _, s := range image.Shards() {
+		if s.Lost {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
+}
+
+// led waits until the wanted member of each shard is known to lead it.
+func led(m *member, ids []meta.ShardID) {
+	m.t.Helper()
+	m.eventually("leaders of the shards that begin anew", func() bool {
+		return !slices.ContainsFunc(ids, func(id meta.ShardID) bool {
+			s := m.Image().Shard(id)
+			leader, _, ok := m.LeaderOf(id)
+			return !ok || s.Term == 0 || s.Leader != s.Preferred() || leader != s.Preferred()
+		})
+	})
+}
+
+// elsewhere moves shards to another node.
+func elsewhere(t *testing.T, all []*member, ids []meta.ShardID, to *member) {
+	t.Helper()
+	for _, id := range ids {
+		all[0].eventually("the move to be taken", func() bool {
+			return all[0].MoveShard(context.Background(), id, []meta.NodeID{to.Self()}) == nil
+		})
+	}
+	all[0].eventually("the shards elsewhere", func() bool {
+		return !slices.ContainsFunc(ids, func(id meta.ShardID) bool {
+			s := all[0].Image().Shard(id)
+			return !s.Has(to.id.server()) || len(s.Leaving) > 0 || s.Leader != to.Self()
+		})
+	})
+	led(all[0], ids)
+}
+
+// written appends records to all partitions of shards.
+func written(t *testing.T, all []*member, ids []meta.ShardID, n int) map[meta.ShardID][]partition.Key {
+	t.Helper()
+	out := make(map[meta.ShardID][]partition.Key)
+	for _, id := range ids {
+		for topic := range all[0].Image().ShardTopics(id) {
+			for _, p := range topic.Partitions {
+				if p.Shard != id {
+					continue
+				}
+				m, key := memberOf(all, id), partition.Key{Topic: topic.ID, Index: p.Index}
+				m.eventually("the partition", func() bool { return serves(all, m, topic.Name, p.Index) })
+				appendRecords(t, m, key, n, 0)
+				out[id] = append(out[id], key)
+			}
+		}
+	}
+	return out
+}
+
+func memberOf(all []*member, id meta.ShardID) *member {
+	return all[all[0].Image().Shard(id).Preferred()-1]
+}
+
+// TestMovedReplicaIsNotRemovedByForce: while a shard is being moved, the node that it leaves may have the only whole copy.
+func TestMovedReplicaIsNotRemovedByForce(t *testing.T) {
+	all := briskTrio(t)
+	ctx := context.Background()
+	all[0].create(meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
+	load(t, all, "one", 5)
+	victim, rest := all[2], all[:2]
+	victim.crash()
+	rest[0].eventually("fenced", func() bool { n, _ := rest[0].Image().Node(3); return n.Fenced })
+	for _, s := range rest[0].Image().Shards() {
+		if len(s.Voters) == 1 && s.Has(victim.id.server()) {
+			if err := rest[0].MoveShard(ctx, s.ID, []meta.NodeID{1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := rest[0].RemoveNode(ctx, 3, true, false); err == nil {
+		t.Fatal("the node with the only copies was removed by force")
+	}
+	all[2] = start(t, victim.o)
+	all[0].eventually("the shards moved", func() bool { return still(all[0].Image()) && len(lostShards(all[0].Image())) == 0 })
+	holds(t, all, "one", 5)
+}
