@@ -32,7 +32,7 @@ const (
 	// staleMax is how much later than the truth an answer about topics may be: a node that is cut off answers from its memory, and faults last so long.
 	staleMax = 30 * time.Second
 	// finishMax bounds the end of the workloads on a whole cluster: the last acknowledgements, a reading of everything, the groups' backlog.
-	finishMax = 5 * time.Minute
+	finishMax = 2 * time.Minute
 )
 
 // adminOptions are those of the clients that prepare and read back.
@@ -157,8 +157,8 @@ func (w *workloads) abandon() {
 }
 
 // finish ends the writing, waits for what is under way, reads everything, and judges.
-func (w *workloads) finish(ctx context.Context) (map[string]*history.Verdict, error) {
-	ctx, cancel := context.WithTimeout(ctx, finishMax)
+func (w *workloads) finish(whole context.Context) (map[string]*history.Verdict, error) {
+	ctx, cancel := context.WithTimeout(whole, finishMax)
 	defer cancel()
 	defer w.log.Close()
 	defer w.cancel()
@@ -176,7 +176,7 @@ func (w *workloads) finish(ctx context.Context) (map[string]*history.Verdict, er
 		out["clients"].Counts[Unfinished]++
 		out["clients"].Violations = append(out["clients"].Violations, history.Violation{Kind: Unfinished, Detail: finished.Error()})
 	}
-	reads, err := readBack(ctx, w.r.cluster.kafkas(), steadyTopic)
+	reads, err := readBack(whole, w.r.cluster.kafkas(), steadyTopic) // also when a workload has used up its time
 	if err != nil {
 		return out, err
 	}
