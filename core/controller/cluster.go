@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"sluice/core/meta"
@@ -72,6 +73,7 @@ func (l *lead) membership(ctx context.Context, r *commandRequest) (res meta.Resu
 	if r.Command < cmdDrain || r.Command > cmdRecover {
 		return meta.Result{}, false, nil
 	}
+	l.askLevels(ctx)
 	if err := l.checkLevel(meta.LevelMembership); err != nil {
 		return meta.Result{Err: err}, true, nil
 	}
@@ -110,10 +112,25 @@ func waitedFor(r *commandRequest) []meta.ShardID {
 func (l *lead) checkLevel(level uint8) *meta.Error {
 	for _, n := range l.c.Image().Nodes() {
 		if n.ID != l.c.Self() && l.live(n.ID) && l.levelOf(n.Server()) < level {
-			return meta.Errorf(meta.CodeUnsupportedVersion, "Node %d runs a release that does not know this yet, or has not said which one it runs: upgrade all nodes first.", n.ID)
+			return meta.Errorf(meta.CodeUnsupportedVersion, "Node %d runs a release that does not know this yet, or does not say which one it runs: upgrade all nodes first.", n.ID)
 		}
 	}
 	return nil
+}
+
+// askLevels asks the nodes that have not told this leader their level yet: it may lead for a moment only, and a command that somebody waits for is
+// not refused for that.
+func (l *lead) askLevels(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, n := range l.c.Image().Nodes() {
+		l.mu.Lock()
+		_, told := l.mu.levels[n.Server()]
+		l.mu.Unlock()
+		if n.ID != l.c.Self() && !told && l.live(n.ID) {
+			wg.Go(func() { _, _ = l.hear(ctx, n) })
+		}
+	}
+	wg.Wait()
 }
 
 func (l *lead) levelOf(s meta.Server) uint8 {

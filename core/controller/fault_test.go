@@ -242,26 +242,35 @@ func fill(t *testing.T, all []*member, topic string, n int) {
 	t.Helper()
 	tp := all[0].Image().Topic(topic)
 	for _, p := range tp.Partitions {
-		leader, _, _ := all[0].LeaderOf(p.Shard)
-		at := slices.IndexFunc(all, func(m *member) bool { return m.Self() == leader })
-		appendRecords(t, all[at], partition.Key{Topic: tp.ID, Index: p.Index}, n, time.Now().UnixMilli())
+		appendRecords(t, all, partition.Key{Topic: tp.ID, Index: p.Index}, n, time.Now().UnixMilli())
 	}
 }
 
-func appendRecords(t *testing.T, m *member, key partition.Key, n int, timestamp int64) {
+// appendRecords appends n records, one by one, wherever the partition's leader is: leadership goes back to preferred leaders meanwhile.
+func appendRecords(t *testing.T, all []*member, key partition.Key, n int, timestamp int64) {
 	t.Helper()
+	b := record.NewBuilder(record.BuilderOptions{ProducerID: record.NoProducer, BaseSequence: -1})
+	b.Add(timestamp, nil, bytes.Repeat([]byte("x"), 100), nil)
+	entry := partition.EncodeAppend([]partition.Append{{Key: key, Batches: b.Build(nil)}})
+	for range n {
+		all[0].eventually("a leader to take a record", func() bool {
+			return slices.ContainsFunc(all, func(m *member) bool { return m.appended(key, slices.Clone(entry)) })
+		})
+	}
+}
+
+// appended tells whether the node, as the leader, has appended an entry; if not, certainly nobody has.
+func (m *member) appended(key partition.Key, entry []byte) bool {
+	m.t.Helper()
 	_, g, ok := m.Local(key.Topic, key.Index)
 	if !ok {
-		t.Fatalf("node %d does not have %s", m.Self(), key)
+		return false
 	}
-	for range n {
-		b := record.NewBuilder(record.BuilderOptions{ProducerID: record.NoProducer, BaseSequence: -1})
-		b.Add(timestamp, nil, bytes.Repeat([]byte("x"), 100), nil)
-		entry := partition.EncodeAppend([]partition.Append{{Key: key, Batches: b.Build(nil)}})
-		if _, err := g.Propose(entry).Wait(context.Background()); err != nil {
-			t.Fatal(err)
-		}
+	_, err := g.Propose(entry).Wait(context.Background())
+	if err != nil && !errors.Is(err, shard.ErrNotLeader) {
+		m.t.Fatal(err)
 	}
+	return err == nil
 }
 
 func TestRetention(t *testing.T) {
@@ -270,7 +279,7 @@ func TestRetention(t *testing.T) {
 		meta.NewTopic{Name: "kept", Partitions: 1, ReplicationFactor: 1, Configs: map[string]string{"retention.ms": "1000", "cleanup.policy": "compact"}})
 	hourAgo := time.Now().Add(-time.Hour).UnixMilli()
 	for _, name := range []string{"old", "kept"} {
-		appendRecords(t, m, partition.Key{Topic: m.Image().Topic(name).ID}, 5, hourAgo)
+		appendRecords(t, []*member{m}, partition.Key{Topic: m.Image().Topic(name).ID}, 5, hourAgo)
 	}
 	old, _, _ := m.Local(m.Image().Topic("old").ID, 0)
 	kept, _, _ := m.Local(m.Image().Topic("kept").ID, 0)

@@ -409,26 +409,33 @@ func (l *lead) begin(image *meta.Image) {
 
 // ping asks a node for a sign of life and commits what follows from the answer.
 func (l *lead) ping(ctx context.Context, n meta.Node) {
-	call, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	var pong pingAnswer
-	err := l.c.pool.call(call, n.ID, opPing, nil, &pong)
-	alive := err == nil && pong.Server == n.Server() && !pong.Leaving
-	l.setDown(n.Server(), !alive)
-	if alive {
-		l.learnLevel(n.Server(), pong.Level)
-	}
+	alive, leaving := l.hear(ctx, n)
 	fence := n.Fenced
 	switch {
 	case alive:
 		fence = false
-	case err == nil && pong.Server == n.Server() && pong.Leaving, l.silent(n.Server()) > fenceAfter:
+	case leaving, l.silent(n.Server()) > fenceAfter:
 		fence = true
 	}
 	if fence != n.Fenced && ctx.Err() == nil {
 		l.c.log.Info("node changed", "node", n.ID, "fenced", fence)
 		_, _ = l.propose(ctx, meta.RequestID{}, &meta.FenceNode{Server: n.Server(), Fenced: fence})
 	}
+}
+
+// hear asks a node for a sign of life and notes what it says. leaving is true when it says that it is stopping.
+func (l *lead) hear(ctx context.Context, n meta.Node) (alive, leaving bool) {
+	call, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	var pong pingAnswer
+	err := l.c.pool.call(call, n.ID, opPing, nil, &pong)
+	itself := err == nil && pong.Server == n.Server()
+	alive, leaving = itself && !pong.Leaving, itself && pong.Leaving
+	l.setDown(n.Server(), !alive)
+	if alive {
+		l.learnLevel(n.Server(), pong.Level)
+	}
+	return alive, leaving
 }
 
 func (l *lead) learnLevel(s meta.Server, level uint8) {

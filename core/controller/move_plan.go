@@ -44,6 +44,7 @@ func (c *Controller) Reassign(ctx context.Context, items []Reassignment, keepFac
 
 // movePartitions commits a command that begins, cancels or ends moves.
 func (l *lead) movePartitions(ctx context.Context, r *commandRequest) (meta.Result, []meta.ShardID, error) {
+	l.askLevels(ctx)
 	if err := l.checkLevel(meta.LevelMoves); err != nil {
 		return meta.Result{Err: err}, nil, nil
 	}

@@ -75,13 +75,13 @@ func TestIdlePartitionMoves(t *testing.T) {
 	a.create(meta.NewTopic{Name: "t", Partitions: -1, ReplicationFactor: -1, Assignments: map[int32][]meta.NodeID{0: {1}, 1: {1}}})
 	topic := a.Image().Topic("t")
 	key := partition.Key{Topic: topic.ID, Index: 0}
-	appendRecords(t, a, key, 100, 1000)
+	appendRecords(t, []*member{a}, key, 100, 1000)
 	reassign(t, all, "t", 0, 2)
 	leader, p := leaderReplica(t, all, "t", 0)
 	if leader == nil || leader.Self() != 2 || p.End() != 100 {
 		t.Fatalf("%v %v", leader, p)
 	}
-	appendRecords(t, all[1], key, 5, 2000)
+	appendRecords(t, all[1:2], key, 5, 2000)
 	if p.End() != 105 {
 		t.Fatalf("ends at %d", p.End())
 	}
@@ -310,7 +310,7 @@ func TestMovedPartitionsGiveTheirSpaceBack(t *testing.T) {
 	a := all[0]
 	a.create(meta.NewTopic{Name: "t", Partitions: -1, ReplicationFactor: -1, Assignments: map[int32][]meta.NodeID{0: {1}}})
 	key := partition.Key{Topic: a.Image().Topic("t").ID}
-	appendRecords(t, a, key, 10, time.Now().UnixMilli())
+	appendRecords(t, []*member{a}, key, 10, time.Now().UnixMilli())
 	reassign(t, all, "t", 0, 2)
 	a.eventually("no directory of the topic", func() bool {
 		names, err := a.o.FS.List(a.o.DataDir)

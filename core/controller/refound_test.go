@@ -94,7 +94,7 @@ func written(t *testing.T, all []*member, ids []meta.ShardID, n int) map[meta.Sh
 				}
 				m, key := memberOf(all, id), partition.Key{Topic: topic.ID, Index: p.Index}
 				m.eventually("the partition", func() bool { return serves(all, m, topic.Name, p.Index) })
-				appendRecords(t, m, key, n, 0)
+				appendRecords(t, []*member{m}, key, n, 0)
 				out[id] = append(out[id], key)
 			}
 		}
