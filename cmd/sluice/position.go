@@ -2,13 +2,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// offsetsPatience is how long a tool waits for a leader before it says that there is none, an election being over in two seconds, and
+// offsetsPause lies between two questions.
+const (
+	offsetsPatience = 10 * time.Second
+	offsetsPause    = 200 * time.Millisecond
 )
 
 // position is a place in a partition as people name it.
@@ -68,23 +77,18 @@ func (p position) kgo() kgo.Offset {
 
 // list finds the offsets of the position in every partition of a topic, kept between start and end.
 func (p position) list(ctx context.Context, admin *kadm.Client, topic string) ([]kadm.ListedOffset, error) {
-	starts, err := admin.ListStartOffsets(ctx, topic)
-	if err == nil {
-		err = starts.Error()
-	}
+	starts, err := listed(ctx, func() (kadm.ListedOffsets, error) { return admin.ListStartOffsets(ctx, topic) })
 	if err != nil {
 		return nil, err
 	}
-	ends, err := admin.ListEndOffsets(ctx, topic)
-	if err == nil {
-		err = ends.Error()
-	}
+	ends, err := listed(ctx, func() (kadm.ListedOffsets, error) { return admin.ListEndOffsets(ctx, topic) })
 	if err != nil {
 		return nil, err
 	}
 	found := ends
 	if p.kind == atTime {
-		if found, err = admin.ListOffsetsAfterMilli(ctx, p.time.UnixMilli(), topic); err != nil {
+		found, err = listed(ctx, func() (kadm.ListedOffsets, error) { return admin.ListOffsetsAfterMilli(ctx, p.time.UnixMilli(), topic) })
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -104,6 +108,24 @@ func (p position) list(ctx context.Context, admin *kadm.Client, topic string) ([
 	}
 	sortOffsets(out)
 	return out, nil
+}
+
+// listed asks for offsets, again while the leader of a partition is being elected, for at most offsetsPatience.
+func listed(ctx context.Context, ask func() (kadm.ListedOffsets, error)) (kadm.ListedOffsets, error) {
+	for deadline := time.Now().Add(offsetsPatience); ; {
+		found, err := ask()
+		if err == nil {
+			err = found.Error()
+		}
+		if !errors.Is(err, kerr.LeaderNotAvailable) && !errors.Is(err, kerr.NotLeaderForPartition) || time.Now().After(deadline) {
+			return found, err
+		}
+		select {
+		case <-time.After(offsetsPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 func sortOffsets(list []kadm.ListedOffset) {
