@@ -110,7 +110,7 @@ type Controller struct {
 	current   chan struct{} // closed when the image is known to be recent
 	ready     chan struct{}
 	leaving   atomic.Bool
-	moveStep  func(step string) // called by tests before each step of a switch
+	moveStep  atomic.Pointer[func(step string)] // called before each step of a switch; set by tests alone
 
 	balanceWake chan struct{} // the balancer shall look now
 	removed     chan struct{} // closed when this node was removed from the cluster

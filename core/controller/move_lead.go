@@ -65,8 +65,8 @@ type moving struct {
 }
 
 func (r *replica) at(step string) {
-	if r.c.moveStep != nil {
-		r.c.moveStep(step)
+	if hook := r.c.moveStep.Load(); hook != nil {
+		(*hook)(step)
 	}
 }
 

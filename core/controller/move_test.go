@@ -245,7 +245,7 @@ func moveWithPowerCut(t, whole *testing.T, all []*member, index int32, step, vic
 	for _, m := range all {
 		m.t = t
 		l.all[m.Self()] = m
-		m.moveStep = func(at string) {
+		hook := func(at string) {
 			if at != step {
 				return
 			}
@@ -255,6 +255,7 @@ func moveWithPowerCut(t, whole *testing.T, all []*member, index int32, step, vic
 			default:
 			}
 		}
+		m.moveStep.Store(&hook)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
