@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -129,6 +130,15 @@ func (r *run) createTopics(ctx context.Context) error {
 		return fmt.Errorf("configure client: %w", err)
 	}
 	defer c.Close()
+	// A node whose clock is set back by a day takes every record for one of the future, and refuses it as Kafka does.
+	anyTime := fmt.Sprint(int64(math.MaxInt64))
+	answers, err := kadm.NewClient(c).AlterBrokerConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "log.message.timestamp.after.max.ms", Value: &anyTime}})
+	for _, a := range answers {
+		err = errors.Join(err, a.Err)
+	}
+	if err != nil {
+		return fmt.Errorf("allow records of any time: %w", err)
+	}
 	size := fmt.Sprint(segmentBytes)
 	for _, name := range []string{steadyTopic, stockPrefix + "-numbered"} {
 		if _, err := kadm.NewClient(c).CreateTopic(ctx, topicPartitions, replication, map[string]*string{"internal.segment.bytes": &size}, name); err != nil {
