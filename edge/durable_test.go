@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"sluice/core/vfs"
 	"sluice/edge/buffer"
@@ -328,6 +329,7 @@ func TestStopUnderLoad(t *testing.T) {
 	g := startGateway(t, vfs.OS, c)
 	const devices = 8
 	var acked [devices]int
+	var heard [devices]atomic.Bool
 	var all sync.WaitGroup
 	for i := range devices {
 		d, _ := g.connect(4, hello{id: fmt.Sprint("dev", i), clean: true})
@@ -340,11 +342,24 @@ func TestStopUnderLoad(t *testing.T) {
 					return
 				}
 				acked[i] = int(n)
+				heard[i].Store(true)
 			}
 		})
 	}
-	g.await(func() bool { return g.Buffer().Synced() > 500 })
+	g.await(func() bool {
+		for i := range devices {
+			if !heard[i].Load() {
+				return false
+			}
+		}
+		return g.Buffer().Synced() > 500
+	})
+	began := time.Now()
 	g.mustStop()
+	unacked := 0
+	if time.Since(began) > time.Second { // the gateway gives devices 2 s to take their last acknowledgement, on a machine that is slow too
+		unacked = 1
+	}
 	all.Wait()
 	g = startGateway(t, vfs.OS, c)
 	var got [devices]int
@@ -356,7 +371,7 @@ func TestStopUnderLoad(t *testing.T) {
 		}
 	}
 	for i := range devices {
-		if got[i] != acked[i] || acked[i] == 0 {
+		if got[i] < acked[i] || got[i] > acked[i]+unacked || acked[i] == 0 {
 			t.Fatalf("device %d: %d stored, %d acknowledged", i, got[i], acked[i])
 		}
 	}

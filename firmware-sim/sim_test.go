@@ -64,7 +64,7 @@ func startBroker(t *testing.T) *broker {
 // until waits for a condition on what came in.
 func (b *broker) until(t *testing.T, what string, ok func([]packets.Packet) bool) []packets.Packet {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		b.mu.Lock()
 		got := slices.Clone(b.got)

@@ -29,7 +29,7 @@ func fake(t *testing.T) Kafka {
 func verify(t *testing.T, k Kafka) (recorded, []*kgo.Record) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "history.json")
-	r, err := Verify{Kafka: k, Writers: 2, Rate: 400, Duration: 500 * time.Millisecond, Size: 50, Late: 10 * time.Second, History: file}.Run(context.Background())
+	r, err := Verify{Kafka: k, Writers: 2, Rate: 400, Duration: 500 * time.Millisecond, Size: 50, Late: time.Minute, History: file}.Run(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func readAll(t *testing.T, k Kafka, topic string, n int) (all []*kgo.Record) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for len(all) < n {
 		f := c.PollFetches(ctx)
