@@ -47,6 +47,7 @@ type Group struct {
 
 	beats beats
 	idle  idle // belongs to the watcher
+	doubt doubt
 
 	ctx    context.Context // of the group's own goroutines
 	cancel context.CancelFunc
@@ -91,7 +92,11 @@ func openGroup(n *Node, id meta.ShardID, sm StateMachine) (*Group, error) {
 	g.sinceBytes.Store(g.log.Span(index, d.log.Info().Last))
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.queue = newProposals(g)
-	r, err := g.start()
+	err = g.beginInDoubt()
+	var r *replica
+	if err == nil {
+		r, err = g.start()
+	}
 	if err != nil {
 		g.cancel()
 		n.noteSynced(id, g.log)
@@ -126,7 +131,7 @@ func (g *Group) electNow(fresh bool) []raft.ServerAddress {
 			voters = append(voters, s.Address)
 		}
 	}
-	if len(voters) == 0 || voters[0] != serverAddress(g.node.o.Self) || (!fresh && len(voters) > 1) {
+	if len(voters) == 0 || voters[0] != serverAddress(g.node.o.Self) || ((!fresh || g.doubtful()) && len(voters) > 1) {
 		return nil
 	}
 	return voters[1:]

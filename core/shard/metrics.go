@@ -20,6 +20,7 @@ type groupMetrics struct {
 	waitSeconds   *metrics.Histogram
 	readToSend    *metrics.Counter
 	leaderChanges *metrics.Counter
+	forgotten     *metrics.Counter
 	checkpoints   *metrics.Counter
 	pointBytes    *metrics.Counter
 }
@@ -36,6 +37,7 @@ func newGroupMetrics(g *Group) *groupMetrics {
 		waitSeconds:   s.NewHistogram(name("propose_wait_seconds")),
 		readToSend:    s.NewCounter(name("log_read_to_send_bytes_total")),
 		leaderChanges: s.NewCounter(name("leader_changes_total")),
+		forgotten:     s.NewCounter(name("forgotten_confirmations_total")),
 		checkpoints:   s.NewCounter(name("checkpoints_total")),
 		pointBytes:    s.NewCounter(name("checkpoint_written_bytes_total")),
 	}
@@ -45,6 +47,7 @@ func newGroupMetrics(g *Group) *groupMetrics {
 	gauge("in_flight_bytes", func() float64 { _, n := g.queue.inFlight(); return float64(n) })
 	gauge("window_bytes", func() float64 { return float64(g.queue.windowBytes()) })
 	gauge("serving", func() float64 { return truth(g.isServing()) })
+	gauge("doubtful", func() float64 { return truth(g.doubtful()) })
 	gauge("failed", func() float64 { return truth(g.Err() != nil) })
 	return m
 }

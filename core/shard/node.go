@@ -39,6 +39,8 @@ type Node struct {
 		conns    map[net.Conn]struct{}
 		// synced is, of logs that were closed in this process, the last record that was known to be synced.
 		synced map[meta.ShardID]uint64
+		// founded are the shards whose replica here was founded by this process.
+		founded map[meta.ShardID]bool
 	}
 }
 
@@ -74,7 +76,7 @@ func NewNode(o Options) (*Node, error) {
 	n.mu.opening = map[meta.ShardID]bool{}
 	n.mu.handlers = map[string]Handler{}
 	n.mu.conns = map[net.Conn]struct{}{}
-	n.mu.synced = map[meta.ShardID]uint64{}
+	n.mu.synced, n.mu.founded = map[meta.ShardID]uint64{}, map[meta.ShardID]bool{}
 	return n, nil
 }
 
@@ -230,6 +232,18 @@ func (n *Node) syncedUpTo(id meta.ShardID) uint64 {
 	return n.mu.synced[id]
 }
 
+func (n *Node) noteFounded(id meta.ShardID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mu.founded[id] = true
+}
+
+func (n *Node) hasFounded(id meta.ShardID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.mu.founded[id]
+}
+
 // Remove stops the replica if it is open and deletes what it has on disk. The caller has made sure
 // that the replica is no longer a member (guard 7 in DESIGN.md).
 func (n *Node) Remove(id meta.ShardID) error {
@@ -239,6 +253,7 @@ func (n *Node) Remove(id meta.ShardID) error {
 	}
 	n.mu.Lock()
 	delete(n.mu.synced, id)
+	delete(n.mu.founded, id)
 	n.mu.Unlock()
 	return n.removeDir(id)
 }

@@ -14,6 +14,8 @@ type peers struct {
 	mu   sync.Mutex
 	byID map[raft.ServerID]*peer
 	lost map[raft.ServerID]time.Time // the last request that failed
+	// confirmed is the term in which a member has answered with success; it has what it says since.
+	confirmed map[raft.ServerID]uint64
 }
 
 type peer struct {
@@ -25,7 +27,7 @@ type peer struct {
 }
 
 func newPeers(last func() uint64) *peers {
-	return &peers{last: last, byID: map[raft.ServerID]*peer{}, lost: map[raft.ServerID]time.Time{}}
+	return &peers{last: last, byID: map[raft.ServerID]*peer{}, lost: map[raft.ServerID]time.Time{}, confirmed: map[raft.ServerID]uint64{}}
 }
 
 // sending is called before a request is sent.
@@ -79,6 +81,7 @@ func (p *peers) forget(id raft.ServerID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.byID, id)
+	delete(p.confirmed, id)
 }
 
 // get returns what is known of a follower: whether it answers, is in sync, and its last index.

@@ -64,13 +64,13 @@ func (t *transport) receive(rpc raft.RPC, stop <-chan struct{}) {
 	case *raft.AppendEntriesRequest:
 		t.receiveAppend(rpc, c, stop)
 	case *raft.RequestVoteRequest:
-		if !t.g.member() {
+		if !t.g.member() || t.g.abstains() {
 			rpc.Respond(&raft.RequestVoteResponse{RPCHeader: t.header(), Term: t.g.term()}, nil)
 			return
 		}
 		t.forward(rpc, stop)
 	case *raft.RequestPreVoteRequest:
-		if !t.g.member() {
+		if !t.g.member() || t.g.abstains() {
 			rpc.Respond(&raft.RequestPreVoteResponse{RPCHeader: t.header(), Term: t.g.term()}, nil)
 			return
 		}
@@ -78,6 +78,10 @@ func (t *transport) receive(rpc raft.RPC, stop <-chan struct{}) {
 	case *raft.TimeoutNowRequest:
 		if !t.g.member() || !t.g.sm.Complete() {
 			rpc.Respond(&raft.TimeoutNowResponse{RPCHeader: t.header()}, errIncomplete)
+			return
+		}
+		if t.g.doubtful() {
+			rpc.Respond(&raft.TimeoutNowResponse{RPCHeader: t.header()}, errDoubtful)
 			return
 		}
 		t.forward(rpc, stop)
@@ -108,6 +112,7 @@ func (t *transport) header() raft.RPCHeader {
 // old leader's and not what was committed.
 func (t *transport) receiveAppend(rpc raft.RPC, a *raft.AppendEntriesRequest, stop <-chan struct{}) {
 	t.g.hears(a.LeaderCommitIndex)
+	t.g.hearsLeader(a)
 	a.LeaderCommitIndex = min(a.LeaderCommitIndex, a.PrevLogEntry+uint64(len(a.Entries)))
 	t.g.learned(a.Term, a.LeaderCommitIndex)
 	if len(t.held) > 0 || (len(a.Entries) > 0 && t.g.unappliedTooMuch()) {

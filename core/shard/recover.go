@@ -74,6 +74,7 @@ func (n *Node) bootstrap(id meta.ShardID, voters []meta.Server) error {
 	if err := fsys.SyncDir(path.Join(n.o.Dir, shardsDir)); err != nil {
 		return fmt.Errorf("sync directory of shards: %w", err)
 	}
+	n.noteFounded(id)
 	return nil
 }
 
@@ -119,6 +120,9 @@ func (n *Node) removeDir(id meta.ShardID) error {
 		return fmt.Errorf("remove shard %d: %w", id, err)
 	}
 	if err := fsys.RemoveAll(dir + goneSuffix); err != nil {
+		return fmt.Errorf("remove shard %d: %w", id, err)
+	}
+	if err := fsys.Remove(dir + bootSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove shard %d: %w", id, err)
 	}
 	if err := fsys.Rename(dir, dir+goneSuffix); err != nil {

@@ -108,6 +108,9 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *ra
 		return err
 	}
 	t.g.peers.heard(id, sent, resp)
+	if !beat {
+		t.g.looksForgetful(id, a, resp)
+	}
 	return nil
 }
 
@@ -179,11 +182,19 @@ func (p *pipeline) AppendEntries(a *raft.AppendEntriesRequest, resp *raft.Append
 
 // RequestVote implements raft.Transport.
 func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, a *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	<-t.ready
+	if t.g.doubtful() {
+		return errDoubtful
+	}
 	return t.quick.RequestVote(id, to, a, resp)
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, a *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	<-t.ready
+	if err := t.g.awaitCertainty(); err != nil {
+		return err
+	}
 	return t.quick.RequestPreVote(id, to, a, resp)
 }
 

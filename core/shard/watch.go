@@ -80,6 +80,7 @@ func (g *Group) stopFailed() {
 // barrier, 0 otherwise.
 func (g *Group) refresh() (needsBarrier uint64) {
 	g.keepMark()
+	g.keepBoot()
 	v := view{barrier: g.barrier(), leader: meta.NoNode}
 	v.leader, v.term, _ = g.Leader()
 	v.serving, _ = g.Serving()

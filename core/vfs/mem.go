@@ -19,6 +19,7 @@ const memPage = 4096
 // Mem is a file system in memory that remembers which of its changes would
 // survive a crash, for tests. The zero value is not usable; see NewMem.
 type Mem struct {
+	life string
 	mu struct {
 		sync.Mutex
 		root   *memNode
@@ -62,7 +63,7 @@ type memDirOp struct {
 // NewMem returns an empty file system. Its root and the current directory
 // are the same, and exist.
 func NewMem() *Mem {
-	m := &Mem{}
+	m := &Mem{life: newLife()}
 	m.mu.root = newMemDir()
 	m.mu.dirty = map[*memNode]struct{}{}
 	m.mu.locks = map[string]struct{}{}

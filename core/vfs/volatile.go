@@ -40,6 +40,7 @@ type VolatileOptions struct {
 type Volatile struct {
 	inner FS
 	root  string
+	life  string
 	max   int64
 	dirty atomic.Int64 // bytes in memory
 	room  atomic.Int64 // bytes that files may grow by before the disk is asked for its space again
@@ -76,7 +77,7 @@ func NewVolatile(inner FS, root string, o VolatileOptions) (*Volatile, error) {
 	if o.DirtyBytesMax == 0 {
 		o.DirtyBytesMax = DefaultDirtyBytesMax
 	}
-	v := &Volatile{inner: inner, root: filepath.Clean(root), max: o.DirtyBytesMax}
+	v := &Volatile{inner: inner, root: filepath.Clean(root), life: newLife(), max: o.DirtyBytesMax}
 	v.mu.root = &volNode{dir: true}
 	if o.Seed != 0 {
 		v.mu.random = rand.New(rand.NewPCG(o.Seed, 0))

@@ -51,7 +51,7 @@ func (o Options) validate() error {
 	case o.Faults < 1 || o.DurationMax <= 0 || o.Rate <= 0 || o.DeviceRate <= 0:
 		return fmt.Errorf("%w: faults %d, duration %v, rates %v and %v: all have to be positive", ErrOptions, o.Faults, o.DurationMax, o.Rate, o.DeviceRate)
 	}
-	known := Conditions{Switchboard: true, Gateway: true}.kinds()
+	known := append(Conditions{Switchboard: true, Gateway: true}.kinds(), LyingLead)
 	for _, k := range o.Only {
 		if !slices.Contains(known, k) {
 			return fmt.Errorf("%w: there is no fault %q, but %v", ErrOptions, k, known)
