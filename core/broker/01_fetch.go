@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"math/rand/v2"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -42,6 +43,8 @@ type fetch struct {
 	full    bool          // the answer names every partition
 	reads   []*fetchRead
 	bytes   int64 // of all chunks
+	cut     bool  // the connection takes no more at once than is in it
+	first   int   // where to begin, when it does
 	urgent  bool  // something is to be told at once
 	resp    *kafka.FetchResponse
 }
@@ -141,6 +144,9 @@ func (f *fetch) addReads(list []*fetchPartition) {
 	for i, p := range list {
 		f.reads[i] = &fetchRead{want: p}
 	}
+	if f.session == nil && len(list) > 0 {
+		f.first = rand.IntN(len(list)) // a session remembers whose turn it is; without one, a small window would starve the last
+	}
 }
 
 // collect reads until there is enough to answer or the time is over.
@@ -181,18 +187,24 @@ func (f *fetch) waiters(ctx context.Context, timeout <-chan time.Time) *waiters 
 	return w
 }
 
-// enough says whether the answer need not wait any longer.
-func (f *fetch) enough() bool { return f.urgent || f.bytes >= int64(f.req.MinBytes) }
+// enough says whether the answer need not wait any longer. One that is as large as its connection takes is not made larger by waiting.
+func (f *fetch) enough() bool { return f.urgent || f.cut || f.bytes >= int64(f.req.MinBytes) }
 
 // readAll brings every partition up to date with what is there now.
 func (f *fetch) readAll(ctx context.Context) {
-	f.bytes, f.urgent = 0, false
+	f.bytes, f.urgent, f.cut = 0, false, false
 	limit := int64(min(f.req.MaxBytes, fetchBytesMax))
 	if f.req.MaxBytes <= 0 {
 		limit = fetchBytesMax
 	}
-	for _, r := range f.reads {
-		r.read(ctx, f, limit-f.bytes)
+	window := f.conn.AnswerBytes()
+	for i := range f.reads {
+		r := f.reads[i]
+		if window < limit {
+			r = f.reads[(f.first+i)%len(f.reads)]
+		}
+		r.read(ctx, f, min(limit, window)-f.bytes)
+		f.cut = f.cut || window < limit && r.short()
 		if r.chunk != nil {
 			f.bytes += r.chunk.Len()
 		}

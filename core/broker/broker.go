@@ -32,6 +32,8 @@ type Options struct {
 	// address; zero is no bound.
 	ConnectionsMax, ConnectionsPerHostMax int
 	MemoryBytes                           int64
+	// UnsentBytes is what the kernel holds of a connection's answers when its client stops reading; zero takes core/kafka's default.
+	UnsentBytes int
 	// Groups is what the group coordinators decide by (group.max.size and the like); zero values are Kafka's defaults.
 	Groups group.Config
 	// Now is the wall clock, which gives LogAppendTime and the times of committed offsets; nil means time.Now. What lasts (sessions, timeouts) is measured
@@ -101,7 +103,8 @@ func New(o Options) (*Broker, error) {
 		sessions: newSessionCache(), producers: newProducerIDs(), parts: make(map[string]part), ready: make(chan struct{}),
 	}
 	b.server = kafka.NewServer(kafka.Options{
-		Handler: b, Versions: b.table, Logger: o.Logger, ConnectionsMax: o.ConnectionsMax, ConnectionsPerHostMax: o.ConnectionsPerHostMax, MemoryBytes: o.MemoryBytes,
+		Handler: b, Versions: b.table, Logger: o.Logger, ConnectionsMax: o.ConnectionsMax, ConnectionsPerHostMax: o.ConnectionsPerHostMax,
+		MemoryBytes: o.MemoryBytes, UnsentBytes: o.UnsentBytes,
 	})
 	for name, make := range makers {
 		p, err := make(b)

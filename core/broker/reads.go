@@ -34,6 +34,11 @@ func (r *fetchRead) urgent() bool {
 	return r.out.ErrorCode != codeNone || r.out.PreferredReadReplica >= 0 || r.out.DivergingEpoch.EndOffset >= 0
 }
 
+// short says whether there are more records than the answer had room for.
+func (r *fetchRead) short() bool {
+	return r.out.ErrorCode == codeNone && r.want.offset < r.limit && r.room < int64(r.want.maxBytes) && (r.chunk == nil || r.chunk.Next() < r.limit)
+}
+
 // payload returns the records to send.
 func (r *fetchRead) payload() kafka.Payload {
 	if r.chunk == nil {

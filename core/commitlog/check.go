@@ -31,7 +31,11 @@ func (l *Log) check(c *Chunk, v view, offset int64) error {
 		file: c.file, pos: c.position, end: c.position + c.length, limit: v.bytes, limitNext: v.next,
 		gaps: v.gaps, epoch: l.epoch, want: offset, next: -1, buf: (*buf)[:0],
 	}
+	if c.length > turnFreeBytes {
+		k.turn.of = &l.files.turns
+	}
 	err := k.run()
+	k.turn.end()
 	*buf = k.buf[:0]
 	if err == nil {
 		return nil
@@ -64,6 +68,7 @@ type checker struct {
 	epoch     func(offset int64) int32
 	want      int64 // the offset asked for
 	next      int64 // offset after the batches that were found good; -1: none yet
+	turn      turn
 
 	buf  []byte
 	have []byte // part of buf: the bytes at havePos
@@ -201,6 +206,7 @@ func (k *checker) fill(at int64) error {
 	if int64(cap(k.buf)) < want {
 		k.buf = make([]byte, want)
 	}
+	k.turn.spend(want)
 	n, err := k.file.ReadAt(k.buf[:want], at)
 	k.have, k.at = k.buf[:n], at
 	switch {

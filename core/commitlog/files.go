@@ -22,6 +22,7 @@ const (
 // alone exceed the limit, then so does the number of open files.
 type Files struct {
 	limit   int
+	turns   turns
 	buffers sync.Pool             // *[]byte, for appends and copies
 	whole   atomic.Pointer[whole] // nil: files are synced before they are closed
 	mu      struct {
@@ -33,7 +34,7 @@ type Files struct {
 
 // NewFiles returns a cache of at most limit idle open files.
 func NewFiles(limit int) *Files {
-	f := &Files{limit: max(limit, 1)}
+	f := &Files{limit: max(limit, 1), turns: newTurns()}
 	f.mu.idle.prev, f.mu.idle.next = &f.mu.idle, &f.mu.idle
 	return f
 }

@@ -75,12 +75,21 @@ func (w *frameWriter) response(correlationID int32, resp Response) (int64, error
 		n, err := w.nc.Write(frame)
 		return int64(n), err
 	}
+	return w.stream(frame, cuts)
+}
+
+// stream writes a response with payloads, and notes how fast it was taken.
+func (w *frameWriter) stream(frame []byte, cuts []Cut) (int64, error) {
+	began := time.Now()
 	w.bw = writerPool.Get().(*bufio.Writer)
 	w.bw.Reset(w.nc)
 	defer w.free()
 	n, err := writeFrame(w, frame, cuts)
 	if err != nil {
 		return n, err
+	}
+	if w.conn != nil {
+		w.conn.window.answered(n-int64(len(frame)), time.Since(began))
 	}
 	return n, w.bw.Flush()
 }

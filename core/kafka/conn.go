@@ -60,6 +60,7 @@ type Conn struct {
 	stopped  chan struct{} // closed when the server stops
 	inFlight atomic.Int32
 	evicted  atomic.Bool // closed for being slow to read a large response
+	window   window
 	values   sync.Map
 }
 

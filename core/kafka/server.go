@@ -21,6 +21,8 @@ const (
 	graceDefault = 2 * time.Second
 	// acceptRetryDelay is the pause after a failed accept (no descriptors left, usually), so that it does not spin.
 	acceptRetryDelay = 50 * time.Millisecond
+	// unsentBytesDefault keeps a sender busy between two wake-ups, and is what is left of an answer in the kernel when its reader has stopped.
+	unsentBytesDefault = 256 << 10
 )
 
 // Options of a Server. Zero fields take defaults.
@@ -34,6 +36,8 @@ type Options struct {
 	ConnectionsPerHostMax int
 	// MemoryBytes bounds the frames of all connections together (see lanes); the largest frame always fits.
 	MemoryBytes int64
+	// UnsentBytes is what the kernel may hold of a connection's answers beyond what its reader has room for.
+	UnsentBytes int
 	// IdleTimeout closes a connection on which nothing was asked and nothing is answered for so long.
 	IdleTimeout time.Duration
 	// Grace is how long a stop waits for replies.
@@ -77,6 +81,9 @@ func NewServer(o Options) *Server {
 	}
 	if o.MemoryBytes <= 0 {
 		o.MemoryBytes = memoryBytesDefault
+	}
+	if o.UnsentBytes <= 0 {
+		o.UnsentBytes = unsentBytesDefault
 	}
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = idleTimeoutDefault
@@ -148,6 +155,7 @@ func (s *Server) accept(ctx context.Context, l Listener, wg *sync.WaitGroup) err
 func (s *Server) start(ctx context.Context, l Listener, nc net.Conn, wg *sync.WaitGroup) {
 	if tc, ok := nc.(*net.TCPConn); ok {
 		tc.SetNoDelay(true) // a reply must not wait for the acknowledgement of the one before it
+		limitUnsent(tc, s.opts.UnsentBytes)
 	}
 	if l.TLS != nil {
 		nc = tls.Server(nc, l.TLS)

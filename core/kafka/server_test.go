@@ -102,6 +102,23 @@ func startServer(t *testing.T, o Options) *testServer {
 	return s
 }
 
+// startOn runs a server on one listener until stop is called.
+func startOn(t *testing.T, o Options, l net.Listener) (stop func()) {
+	t.Helper()
+	if o.Versions == nil {
+		o.Versions = testTable()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- NewServer(o).Run(ctx, Listener{Name: "CLIENTS", Listener: l}) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("server: %v", err)
+		}
+	}
+}
+
 // echo answers Metadata requests with the request's first topic as cluster id.
 func echo(_ context.Context, r *Request) Reply {
 	req, ok := r.Body.(*kmsg.MetadataRequest)

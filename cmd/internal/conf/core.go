@@ -61,6 +61,7 @@ type Limits struct {
 	Connections        int   `yaml:"connections"`        // of clients (max.connections); 0 for three fifths of the files that the process may open
 	ConnectionsPerHost int   `yaml:"connectionsPerHost"` // from one address (max.connections.per.ip); 0 for no bound of its own
 	RequestBytes       int64 `yaml:"requestBytes"`       // memory of all requests that are being read or answered (queued.max.request.bytes); 0 for 512 MiB
+	UnsentBytes        int   `yaml:"unsentBytes"`        // that the system holds of a client's answers when the client stops reading (as socket.send.buffer.bytes); 0 for 256 KiB
 }
 
 // Log says how a process writes its log.
@@ -74,6 +75,8 @@ const (
 	reserveBytesMin = 1 << 20  // what a node writes to say goodbye has to fit
 	partitionsMax   = 10_000   // of one topic by default; more is surely a mistake
 	requestBytesMin = 64 << 20 // a few batches of every size have to fit
+	unsentBytesMin  = 16 << 10 // less wakes the node for every few packets
+	unsentBytesMax  = 64 << 20
 	scrubBytesMin   = 64 << 10
 	scrubMin        = time.Second
 	replicationMax  = 9 // more voters make every write slower and nothing safer
@@ -163,6 +166,8 @@ func (l Limits) validate() error {
 		return fmt.Errorf("limits.connectionsPerHost: %d: must be 0 (no bound) or more", l.ConnectionsPerHost)
 	case l.RequestBytes != 0 && l.RequestBytes < requestBytesMin:
 		return fmt.Errorf("limits.requestBytes: %d: must be 0 (512 MiB) or at least %d", l.RequestBytes, requestBytesMin)
+	case l.UnsentBytes != 0 && (l.UnsentBytes < unsentBytesMin || l.UnsentBytes > unsentBytesMax):
+		return fmt.Errorf("limits.unsentBytes: %d: must be 0 (256 KiB) or from %d to %d", l.UnsentBytes, unsentBytesMin, unsentBytesMax)
 	}
 	return nil
 }
