@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sluice/core/meta"
@@ -82,8 +83,8 @@ func (l *lead) execute(ctx context.Context, r *commandRequest) (meta.Result, err
 	if err != nil {
 		return meta.Result{}, err
 	}
-	if shards != nil {
-		l.settle(ctx, l.c.Image().Index(), shards)
+	if shards != nil && !l.settle(ctx, l.c.Image().Index(), shards) {
+		l.c.metrics.unsettled.Inc()
 	}
 	return res, nil
 }
@@ -156,11 +157,25 @@ func (l *lead) commitPlanned(ctx context.Context, r *commandRequest) (meta.Resul
 
 func (l *lead) createTopics(ctx context.Context, r *commandRequest, p *planner) (meta.Result, []meta.ShardID, error) {
 	cmd := p.createTopics(r.Create.Topics)
+	if slices.ContainsFunc(cmd.Refused, func(t meta.TopicResult) bool { return t.Err.Code == meta.CodeInvalidReplicationFactor }) {
+		cmd = l.trusting().createTopics(r.Create.Topics)
+	}
 	if len(cmd.Topics) == 0 || r.Create.ValidateOnly {
 		return meta.Result{Topics: append(cmd.Refused, wouldCreate(cmd)...)}, nil, nil
 	}
 	res, err := l.propose(ctx, r.ID, cmd)
 	return res, l.concerned(r, l.c.Image()), err
+}
+
+// trusting plans with every node that is not fenced. A ping that was missed keeps a node from getting replicas, where others can take
+// them; but "too few brokers" is final for clients, and a leader that has itself stood still for a second has heard from nobody.
+func (l *lead) trusting() *planner {
+	image := l.c.Image()
+	live := func(id meta.NodeID) bool {
+		n, ok := image.Node(id)
+		return id == l.c.Self() || ok && !n.Fenced
+	}
+	return newPlanner(image, live, l.c.o.Defaults)
 }
 
 func wouldCreate(cmd *meta.CreateTopics) []meta.TopicResult {
@@ -173,6 +188,9 @@ func wouldCreate(cmd *meta.CreateTopics) []meta.TopicResult {
 
 func (l *lead) createPartitions(ctx context.Context, r *commandRequest, p *planner) (meta.Result, []meta.ShardID, error) {
 	cmd, refused := p.createPartitions(r.Partitions)
+	if refused != nil && refused.Code == meta.CodeInvalidReplicationFactor {
+		cmd, refused = l.trusting().createPartitions(r.Partitions)
+	}
 	if refused != nil || r.Partitions.ValidateOnly {
 		return meta.Result{Err: refused}, nil, nil
 	}
@@ -288,23 +306,25 @@ func (s *settling) learn(served []servedShard) {
 
 // settle waits until every live node has applied index, until for each of the shards a node has
 // said that it leads and has done what the metadata asks, and until every live node knows of that
-// leader or of a later one.
-func (l *lead) settle(ctx context.Context, index uint64, shards []meta.ShardID) {
+// leader or of a later one. It tells whether that is so of every node and shard.
+func (l *lead) settle(ctx context.Context, index uint64, shards []meta.ShardID) bool {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
-	s := &settling{index: index}
+	s, image := &settling{index: index}, l.c.Image()
 	for _, id := range shards {
-		if shard := l.c.Image().Shard(id); shard != nil && l.canLead(shard) {
+		if shard := image.Shard(id); shard != nil && l.canLead(shard) {
 			s.shards = append(s.shards, servedShard{ID: id})
 		}
 	}
+	settled := atomic.Int64{}
 	var wg sync.WaitGroup
-	for _, n := range l.c.Image().Nodes() {
+	for _, n := range image.Nodes() {
 		if l.live(n.ID) {
-			wg.Go(func() { l.settleNode(ctx, n, s) })
+			wg.Go(func() { settled.Add(int64(boolToInt(l.settleNode(ctx, n, s)))) })
 		}
 	}
 	wg.Wait()
+	return int(settled.Load()) == len(image.Nodes()) && len(s.shards) == len(shards)
 }
 
 // canLead tells whether enough of a shard's voters are alive to elect a leader.
@@ -318,22 +338,24 @@ func (l *lead) canLead(s *meta.Shard) bool {
 	return !s.Lost && up > len(s.Voters)/2
 }
 
-func (l *lead) settleNode(ctx context.Context, n meta.Node, s *settling) {
+// settleNode waits for one node and tells whether it has come so far.
+func (l *lead) settleNode(ctx context.Context, n meta.Node, s *settling) bool {
 	for ctx.Err() == nil {
 		shards, all := s.known()
 		answer, err := l.awaitOn(ctx, n.ID, &awaitRequest{Index: s.index, Shards: shards})
 		if err != nil && ctx.Err() == nil {
 			l.setDown(n.Server(), true)
-			return
+			return false
 		}
 		s.learn(answer.Serving)
 		if answer.Done && all {
-			return
+			return true
 		}
 		if answer.Done {
 			pause(ctx, settlePause)
 		}
 	}
+	return false
 }
 
 func (l *lead) awaitOn(ctx context.Context, node meta.NodeID, r *awaitRequest) (awaitAnswer, error) {
@@ -448,15 +470,4 @@ func (l *lead) silent(s meta.Server) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return time.Since(l.mu.seen[s])
-}
-
-// liveCount is for the metrics.
-func (l *lead) liveCount() int {
-	n := 0
-	for _, node := range l.c.Image().Nodes() {
-		if l.live(node.ID) {
-			n++
-		}
-	}
-	return n
 }

@@ -27,11 +27,14 @@ func reassign(t *testing.T, all []*member, topic string, index int32, replicas .
 
 func begin(t *testing.T, m *member, items ...Reassignment) {
 	t.Helper()
-	for i, err := range m.Reassign(context.Background(), items, false) {
-		if err != nil {
-			t.Fatalf("%+v: %v", items[i], err)
+	m.without("the move to be taken", func() string {
+		for i, err := range m.Reassign(context.Background(), items, false) {
+			if err != nil {
+				return fmt.Sprintf("%+v: %v", items[i], err)
+			}
 		}
-	}
+		return ""
+	})
 }
 
 // moved waits until a partition has its replicas there, for everybody, and is led.
@@ -54,19 +57,23 @@ func moved(t *testing.T, all []*member, topic string, index int32, replicas ...m
 	}
 }
 
-// leaderReplica returns the replica that leads a partition.
-func leaderReplica(t *testing.T, all []*member, topic string, index int32) (*member, *partition.Partition) {
+// leaderReplica waits until a replica leads a partition and returns it.
+func leaderReplica(t *testing.T, all []*member, topic string, index int32) (leader *member, part *partition.Partition) {
 	t.Helper()
-	for _, m := range all {
-		p, g, ok := m.Local(m.Image().Topic(topic).ID, index)
-		if !ok {
-			continue
+	all[0].eventually("a leader", func() bool {
+		for _, m := range all {
+			p, g, ok := m.Local(m.Image().Topic(topic).ID, index)
+			if !ok {
+				continue
+			}
+			if _, serves := g.Serving(); serves {
+				leader, part = m, p
+				return true
+			}
 		}
-		if _, serves := g.Serving(); serves {
-			return m, p
-		}
-	}
-	return nil, nil
+		return false
+	})
+	return leader, part
 }
 
 func TestIdlePartitionMoves(t *testing.T) {
@@ -78,8 +85,8 @@ func TestIdlePartitionMoves(t *testing.T) {
 	appendRecords(t, []*member{a}, key, 100, 1000)
 	reassign(t, all, "t", 0, 2)
 	leader, p := leaderReplica(t, all, "t", 0)
-	if leader == nil || leader.Self() != 2 || p.End() != 100 {
-		t.Fatalf("%v %v", leader, p)
+	if leader.Self() != 2 || p.End() != 100 {
+		t.Fatalf("node %d leads, the partition ends at %d", leader.Self(), p.End())
 	}
 	appendRecords(t, all[1:2], key, 5, 2000)
 	if p.End() != 105 {
@@ -242,6 +249,8 @@ func moveWithPowerCut(t, whole *testing.T, all []*member, index int32, step, vic
 	l := &moveLoad{t: t, whole: whole, key: partition.Key{Topic: all[0].Image().Topic("t").ID, Index: index}, all: make(map[meta.NodeID]*member)}
 	reached := make(chan string, 1)
 	resume := make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(resume) })
+	defer goOn() // of a test that fails as well
 	for _, m := range all {
 		m.t = t
 		l.all[m.Self()] = m
@@ -265,7 +274,7 @@ func moveWithPowerCut(t, whole *testing.T, all []*member, index int32, step, vic
 	begin(t, all[0], Reassignment{Topic: "t", Index: index, Replicas: []meta.NodeID{2, 1, 3}})
 	select {
 	case <-reached:
-	case <-time.After(patience / 4):
+	case <-time.After(patience):
 		for _, m := range all {
 			t.Logf("node %d: %+v", m.Self(), m.Moves())
 			for _, s := range m.Image().Shards() {
@@ -278,16 +287,20 @@ func moveWithPowerCut(t, whole *testing.T, all []*member, index int32, step, vic
 		t.Fatalf("the switch does not come to %s", step)
 	}
 	var who meta.NodeID
-	switch victim {
-	case "metadata":
-		who, _ = all[0].Leader()
-	case "source":
-		who, _, _ = all[0].LeaderOf(shard)
-	case "target":
-		who = 2
-	}
+	all[0].eventually("a leader to be known", func() bool {
+		ok := true
+		switch victim {
+		case "metadata":
+			who, ok = all[0].Leader()
+		case "source":
+			who, _, ok = all[0].LeaderOf(shard)
+		case "target":
+			who = 2
+		}
+		return ok
+	})
 	at := slices.IndexFunc(all, func(m *member) bool { return m.Self() == who })
-	close(resume)
+	goOn()
 	all[at] = l.powerCut(all[at])
 	moved(t, all, "t", index, 2, 1, 3)
 	before := l.acked()

@@ -13,6 +13,7 @@ import (
 type controllerMetrics struct {
 	set                              *metrics.Set
 	commands, commandErrors, retries *metrics.Counter
+	unsettled                        *metrics.Counter // answered before every node had come so far
 	dutyErrors, retentions           *metrics.Counter
 	renewed, reopened                *metrics.Counter
 }
@@ -24,6 +25,7 @@ func newControllerMetrics(c *Controller) *controllerMetrics {
 		commands:      s.NewCounter("sluice_controller_commands_total"),
 		commandErrors: s.NewCounter("sluice_controller_command_errors_total"),
 		retries:       s.NewCounter("sluice_controller_command_retries_total"),
+		unsettled:     s.NewCounter("sluice_controller_unsettled_commands_total"),
 		dutyErrors:    s.NewCounter("sluice_controller_shard_duty_errors_total"),
 		retentions:    s.NewCounter("sluice_controller_retention_starts_total"),
 	}
