@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/goleak"
 
@@ -25,8 +27,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// testTimeout bounds what a test waits for; it is far above what anything takes.
-const testTimeout = 60 * time.Second
+// testTimeout bounds what a test waits for; it is far above what anything takes, on a busy machine as well.
+const testTimeout = 3 * time.Minute
 
 // testCluster is one to three nodes in this process, on real sockets and a real file system.
 type testCluster struct {
@@ -183,7 +185,7 @@ func (c *testCluster) node(id int32) *testNode { return c.nodes[id-1] }
 // client returns a client of the cluster; it closes with the test.
 func (c *testCluster) client(opts ...kgo.Opt) *kgo.Client {
 	c.t.Helper()
-	cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(c.bootstrap()...)}, opts...)...)
+	cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(c.bootstrap()...), kgo.UnknownTopicRetries(-1)}, opts...)...)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -204,12 +206,17 @@ func (c *testCluster) create(topic string, partitions int32, configs map[string]
 		values[k] = &v
 	}
 	adm := c.admin()
-	r, err := adm.CreateTopic(ctx, partitions, int16(len(c.nodes)), values, topic)
-	if err == nil {
-		err = r.Err
-	}
-	if err != nil {
-		c.t.Fatalf("create %s: %v %s", topic, err, r.ErrMessage)
+	for again := false; ; again = true {
+		r, err := adm.CreateTopic(ctx, partitions, int16(len(c.nodes)), values, topic)
+		if err == nil {
+			err = r.Err
+		}
+		switch {
+		case err == nil, again && errors.Is(err, kerr.TopicAlreadyExists):
+			return
+		case ctx.Err() != nil || !errors.Is(err, kerr.RequestTimedOut):
+			c.t.Fatalf("create %s: %v %s", topic, err, r.ErrMessage)
+		}
 	}
 }
 
@@ -236,9 +243,72 @@ func testContext(t testing.TB) context.Context {
 // await waits until a condition holds that the network will bring about.
 func (c *testCluster) await(what string, ok func() bool) {
 	c.t.Helper()
-	for deadline := time.Now().Add(testTimeout); !ok(); <-time.After(10 * time.Millisecond) {
+	c.without(what, func() string {
+		if ok() {
+			return ""
+		}
+		return "not yet"
+	})
+}
+
+// without waits until nothing is wrong any more, and says at the end what was.
+func (c *testCluster) without(what string, wrong func() string) {
+	c.t.Helper()
+	for deadline := time.Now().Add(testTimeout); ; <-time.After(10 * time.Millisecond) {
+		last := wrong()
+		if last == "" {
+			return
+		}
 		if time.Now().After(deadline) {
-			c.t.Fatalf("waited in vain for %s", what)
+			c.t.Fatalf("waited in vain for %s: %s", what, last)
 		}
 	}
+}
+
+// unsettled counts the changes that were answered before every node had them: on a busy machine one misses a ping now and then.
+func (c *testCluster) unsettled() (n int) {
+	for _, node := range c.nodes {
+		var out strings.Builder
+		node.ctl.WritePrometheus(&out)
+		for line := range strings.Lines(out.String()) {
+			if value, ok := strings.CutPrefix(line, "sluice_controller_unsettled_commands_total "); ok {
+				count, err := strconv.Atoi(strings.TrimSpace(value))
+				if err != nil {
+					c.t.Fatal(err)
+				}
+				n += count
+			}
+		}
+	}
+	return n
+}
+
+// steady waits until all nodes know that a partition is led by who shall lead it, and that one serves: it stays so, then.
+func (c *testCluster) steady(topic string, partition int32) (leader int32) {
+	c.t.Helper()
+	c.without(fmt.Sprintf("a steady leader of %s-%d", topic, partition), func() string {
+		for _, n := range c.nodes {
+			t := n.ctl.Image().Topic(topic)
+			if t == nil {
+				return fmt.Sprintf("node %d does not know the topic", n.id)
+			}
+			id := t.Partitions[partition].Shard
+			shard := n.ctl.Image().Shard(id)
+			now, _, ok := n.ctl.LeaderOf(id)
+			if want := shard.Preferred(); !ok || now != want || shard.Leader != want {
+				return fmt.Sprintf("node %d knows %d as the leader, and %d as reported, not %d", n.id, now, shard.Leader, want)
+			}
+			leader = int32(now)
+		}
+		t := c.node(leader).ctl.Image().Topic(topic)
+		_, g, ok := c.node(leader).ctl.Local(t.ID, partition)
+		if !ok {
+			return fmt.Sprintf("the leader %d does not have it", leader)
+		}
+		if _, ok := g.Serving(); !ok {
+			return fmt.Sprintf("the leader %d does not serve it", leader)
+		}
+		return ""
+	})
+	return leader
 }

@@ -197,9 +197,7 @@ func TestGroupAdministration(t *testing.T) {
 	var offsets kadm.Offsets
 	offsets.Add(kadm.Offset{Topic: "readings", Partition: 0, At: 42, LeaderEpoch: 3, Metadata: "wie weit? ☂"})
 	offsets.Add(kadm.Offset{Topic: "readings", Partition: 1, At: -1, LeaderEpoch: -1})
-	if err := adm.CommitAllOffsets(ctx, "simple", offsets); err != nil {
-		t.Fatal(err)
-	}
+	c.eventually(func(ctx context.Context, adm *kadm.Client) error { return adm.CommitAllOffsets(ctx, "simple", offsets) })
 	got, err := adm.FetchOffsets(ctx, "simple")
 	if err != nil {
 		t.Fatal(err)
@@ -213,13 +211,19 @@ func TestGroupAdministration(t *testing.T) {
 	member := c.groupClient("busy", "readings")
 	go poll(member)
 	c.awaitState("busy", "Stable")
-	groups, err := adm.ListGroups(ctx)
-	if err != nil || !slices.Equal(groups.Groups(), []string{"busy", "simple"}) {
-		t.Errorf("groups %v, %v", groups.Groups(), err)
+	listed := func(want []string, states ...string) {
+		t.Helper()
+		c.eventually(func(ctx context.Context, adm *kadm.Client) error {
+			groups, err := adm.ListGroups(ctx, states...)
+			if err == nil && !slices.Equal(groups.Groups(), want) {
+				err = fmt.Errorf("groups in states %v are %v, want %v", states, groups.Groups(), want)
+			}
+			return err
+		})
 	}
-	if groups, err = adm.ListGroups(ctx, "stable"); err != nil || !slices.Equal(groups.Groups(), []string{"busy"}) {
-		t.Errorf("stable groups %v, %v", groups.Groups(), err)
-	}
+	listed([]string{"busy", "simple"})
+	listed([]string{"busy"}, "stable")
+	c.awaitCoordinator("unknown")
 	deleted, err := adm.DeleteGroups(ctx, "busy", "simple", "unknown")
 	if err != nil {
 		t.Fatal(err)
@@ -251,19 +255,19 @@ func (c *testCluster) awaitState(name, state string) (g kadm.DescribedGroup) {
 // eventually tries until it works, each time with a new client: the library's administrator goes on asking a coordinator that it cannot reach any more.
 func (c *testCluster) eventually(try func(ctx context.Context, adm *kadm.Client) error) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-	defer cancel()
-	for {
+	for deadline := time.Now().Add(testTimeout); ; <-time.After(10 * time.Millisecond) {
 		cl, err := kgo.NewClient(kgo.SeedBrokers(c.bootstrap()...))
 		if err != nil {
 			c.t.Fatal(err)
 		}
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout/4)
 		err = try(ctx, kadm.NewClient(cl))
+		cancel()
 		cl.Close()
 		if err == nil {
 			return
 		}
-		if ctx.Err() != nil {
+		if time.Now().After(deadline) {
 			c.t.Fatal(err)
 		}
 	}
@@ -441,9 +445,7 @@ func TestOffsetsOfARecreatedTopic(t *testing.T) {
 	c.create("readings", 1, nil)
 	var offsets kadm.Offsets
 	offsets.Add(kadm.Offset{Topic: "readings", At: 42, LeaderEpoch: -1})
-	if err := adm.CommitAllOffsets(ctx, "g", offsets); err != nil {
-		t.Fatal(err)
-	}
+	c.eventually(func(ctx context.Context, adm *kadm.Client) error { return adm.CommitAllOffsets(ctx, "g", offsets) })
 	if _, err := adm.DeleteTopic(ctx, "readings"); err != nil {
 		t.Fatal(err)
 	}

@@ -34,8 +34,9 @@ func TestFlippedBitIsNeverSent(t *testing.T) {
 	if err := producer.Flush(ctx); err != nil {
 		t.Fatal(err)
 	}
+	c.await("equal segments everywhere", func() bool { return sameSegments(c.nodes, "t-0") })
 	for _, n := range c.nodes {
-		for i, name := range closedSegments(t, n, "t-0") {
+		for i, name := range closedSegments(n, "t-0") {
 			flipBit(t, name, int64(100_000+70_000*i))
 		}
 		for _, rack := range []string{fmt.Sprint("rack", n.id), ""} {
@@ -57,17 +58,14 @@ func TestFlippedBitIsNeverSent(t *testing.T) {
 			consumer.Close()
 		}
 	}
-	c.await("the repair", func() bool { return sameSegments(t, c.nodes, "t-0") })
+	c.await("the repair", func() bool { return sameSegments(c.nodes, "t-0") })
 }
 
-func closedSegments(t *testing.T, n *testNode, partition string) []string {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(n.dir, partition, "*.log"))
-	if err != nil || len(files) < 3 {
-		t.Fatalf("%d segments, %v", len(files), err)
-	}
+// closedSegments returns a node's segments that nothing is written to any more.
+func closedSegments(n *testNode, partition string) []string {
+	files, _ := filepath.Glob(filepath.Join(n.dir, partition, "*.log")) // its only error is a bad pattern
 	slices.Sort(files)
-	return files[:len(files)-1]
+	return files[:max(len(files)-1, 0)]
 }
 
 func flipBit(t *testing.T, name string, at int64) {
@@ -87,14 +85,21 @@ func flipBit(t *testing.T, name string, at int64) {
 	}
 }
 
-func sameSegments(t *testing.T, nodes []*testNode, partition string) bool {
-	t.Helper()
-	for _, name := range closedSegments(t, nodes[0], partition) {
+// sameSegments tells whether all nodes have the same closed segments, some of them. One that is being mended may be away for a moment.
+func sameSegments(nodes []*testNode, partition string) bool {
+	names := closedSegments(nodes[0], partition)
+	if len(names) < 2 {
+		return false
+	}
+	for _, name := range names {
 		want, err := os.ReadFile(name)
 		if err != nil {
-			t.Fatal(err)
+			return false
 		}
 		for _, n := range nodes[1:] {
+			if len(closedSegments(n, partition)) != len(names) {
+				return false
+			}
 			got, err := os.ReadFile(filepath.Join(n.dir, partition, filepath.Base(name)))
 			if err != nil || !bytes.Equal(got, want) {
 				return false

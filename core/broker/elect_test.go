@@ -1,10 +1,8 @@
 package broker
 
 import (
-	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -66,18 +64,7 @@ func TestElectLeadersWithoutMajority(t *testing.T) {
 			n.down = true
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-	defer cancel()
-	for {
-		if _, _, ok := leader.ctl.LeaderOf(shard); !ok {
-			break
-		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
-			t.Fatal("the leader does not notice that it has no majority")
-		}
-	}
+	c.await("the leader to notice that it has no majority", func() bool { _, _, ok := leader.ctl.LeaderOf(shard); return !ok })
 	raw := dialRaw(t, leader.kafka)
 	for kind, want := range map[int8]string{0: "PREFERRED_LEADER_NOT_AVAILABLE", 1: "ELIGIBLE_LEADERS_NOT_AVAILABLE"} {
 		resp := ask[*kmsg.ElectLeadersResponse](raw, newElection(2, kind, kmsg.ElectLeadersRequestTopic{Topic: "t", Partitions: []int32{0}}))
@@ -85,7 +72,7 @@ func TestElectLeadersWithoutMajority(t *testing.T) {
 			t.Errorf("election of kind %d: %s, want %s", kind, got, want)
 		}
 	}
-	if err := leader.ctl.ElectPreferred(ctx, meta.ShardID(999)); err == nil || errors.Is(err, controller.ErrElectionNotNeeded) {
+	if err := leader.ctl.ElectPreferred(testContext(t), meta.ShardID(999)); err == nil || errors.Is(err, controller.ErrElectionNotNeeded) {
 		t.Errorf("an election in a shard that does not exist: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -86,7 +87,7 @@ func TestFetchErrors(t *testing.T) {
 	epoch := listOffset(conn, 4, "errors", timestampLatest, 0).LeaderEpoch
 	at := func(v int16, topic string, id [16]byte, partition int32, offset int64, epoch int32) *kmsg.FetchRequest {
 		req := fetchOne(v, topic, id, partition, offset)
-		req.MaxWaitMillis = 60_000 // an error does not wait
+		req.MaxWaitMillis = int32(2 * testTimeout.Milliseconds()) // an error does not wait
 		req.Topics[0].Partitions[0].CurrentLeaderEpoch = epoch
 		return req
 	}
@@ -161,7 +162,7 @@ func TestFetchSession(t *testing.T) {
 func TestFollowerFetch(t *testing.T) {
 	c := startCluster(t, 3)
 	c.create("racks", 1, nil)
-	leader := c.leaderOf("racks", 0)
+	leader := c.steady("racks", 0)
 	follower := leader%3 + 1
 	conn := dialRaw(t, c.node(leader).kafka)
 	if p := conn.produce(produceRequest(9, "racks", [16]byte{}, 0, batch(record.None, "a"))); p.ErrorCode != 0 {
@@ -184,19 +185,23 @@ func TestFollowerFetch(t *testing.T) {
 	near := dialRaw(t, c.node(follower).kafka)
 	req.MaxWaitMillis = 10_000
 	// In sync means that the follower has the entries; that they are committed it may hear a moment later, the partition's creation included.
-	for p = near.fetch(req); p.ErrorCode == codeNotLeaderOrFollower && time.Now().Before(deadline); {
-		p = near.fetch(req)
-	}
+	c.await("the follower's records", func() bool { p = near.fetch(req); return len(p.RecordBatches) > 0 })
 	if b, _, err := record.Next(p.RecordBatches); err != nil || b.Count() != 1 {
 		t.Errorf("the follower answered %+v: %v", p, err)
 	}
-	beyond := fetchOne(12, "racks", [16]byte{}, 0, 100)
-	if p := near.fetch(beyond); p.ErrorCode != codeOffsetNotAvailable {
-		t.Errorf("beyond the follower's end: %+v", p)
-	}
-	old := fetchOne(10, "racks", [16]byte{}, 0, 0) // knows nothing of followers
-	if p := near.fetch(old); p.ErrorCode != codeNotLeaderOrFollower {
-		t.Errorf("an old client at the follower: %+v", p)
+	for name, step := range map[string]struct {
+		req  *kmsg.FetchRequest
+		code int16
+	}{
+		"beyond the follower's end":     {fetchOne(12, "racks", [16]byte{}, 0, 100), codeOffsetNotAvailable},
+		"an old client at the follower": {fetchOne(10, "racks", [16]byte{}, 0, 0), codeNotLeaderOrFollower}, // knows nothing of followers
+	} {
+		c.without(name, func() string { // leaders may change for a moment
+			if p := near.fetch(step.req); p.ErrorCode != step.code {
+				return fmt.Sprintf("%+v", p)
+			}
+			return ""
+		})
 	}
 }
 

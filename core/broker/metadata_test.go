@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -27,6 +28,9 @@ func TestMetadataVersions(t *testing.T) {
 	c.create("seen", 6, nil)
 	conn := dialRaw(t, c.nodes[1].kafka)
 	for v := int16(0); v <= 13; v++ {
+		for i := range int32(6) {
+			c.steady("seen", i)
+		}
 		resp := ask[*kmsg.MetadataResponse](conn, metadataRequest(v, "seen"))
 		if len(resp.Brokers) != 3 || len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 6 {
 			t.Fatalf("v%d: %+v", v, resp)
@@ -101,12 +105,19 @@ func TestMetadataCreatesTopics(t *testing.T) {
 		if step.code != codeNone {
 			continue
 		}
-		// What is answered can be used at once, wherever it is led.
-		for _, p := range resp.Topics[0].Partitions {
-			leader := dialRaw(t, c.node(p.Leader).kafka)
-			if got := leader.produce(produceRequest(9, step.topic, [16]byte{}, p.Partition, batch(record.None, "a"))); got.ErrorCode != codeNone {
-				t.Errorf("%s/%d on %d: %+v", step.topic, p.Partition, p.Leader, got)
-			}
+		// What is answered can be used, wherever it is led.
+		for i := range resp.Topics[0].Partitions {
+			c.without("a record to be taken", func() string {
+				p := ask[*kmsg.MetadataResponse](conn, req).Topics[0].Partitions[i]
+				if p.Leader < 1 {
+					return fmt.Sprintf("%s/%d has no leader: %d", step.topic, p.Partition, p.ErrorCode)
+				}
+				leader := dialRaw(t, c.node(p.Leader).kafka)
+				if got := leader.produce(produceRequest(9, step.topic, [16]byte{}, p.Partition, batch(record.None, "a"))); got.ErrorCode != codeNone {
+					return fmt.Sprintf("%s/%d on %d: %+v", step.topic, p.Partition, p.Leader, got)
+				}
+				return ""
+			})
 		}
 	}
 	// Before v4 a request could not say no.

@@ -3,6 +3,7 @@ package broker
 import (
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"sluice/core/record"
@@ -143,7 +144,11 @@ func TestInitProducerID(t *testing.T) {
 		for v := range int16(6) {
 			req := kmsg.NewPtrInitProducerIDRequest()
 			req.Version = v
-			resp := ask[*kmsg.InitProducerIDResponse](conn, req)
+			var resp *kmsg.InitProducerIDResponse
+			c.await("a producer id", func() bool { // while the metadata elects, nobody gives one
+				resp = ask[*kmsg.InitProducerIDResponse](conn, req)
+				return resp.ErrorCode == 0 || !kerr.IsRetriable(kerr.ErrorForCode(resp.ErrorCode))
+			})
 			if resp.ErrorCode != 0 || resp.ProducerEpoch != 0 || seen[resp.ProducerID] {
 				t.Fatalf("node %d v%d: %+v, seen %v", n.id, v, resp, seen[resp.ProducerID])
 			}

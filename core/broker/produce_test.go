@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"sluice/core/record"
@@ -122,22 +124,36 @@ func TestIdempotence(t *testing.T) {
 // TestProducePipelined sends many requests without waiting: they are appended in their order.
 func TestProducePipelined(t *testing.T) {
 	c := startCluster(t, 3)
-	c.create("pipelined", 1, nil)
-	leader := c.leaderOf("pipelined", 0)
-	conn := dialRaw(t, c.node(leader).kafka)
+	try := 0
+	c.without("200 requests with the same leader", func() string {
+		try++
+		return pipelined(t, c, fmt.Sprint("pipelined", try))
+	})
+}
+
+// pipelined sends many requests to a new topic without waiting and says why it had to stop: the leader has changed.
+func pipelined(t *testing.T, c *testCluster, topic string) (stopped string) {
+	c.create(topic, 1, nil)
+	conn := dialRaw(t, c.node(c.steady(topic, 0)).kafka)
 	const n = 200
-	go func() {
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	sending.Go(func() {
 		for i := range n {
-			conn.send(produceRequest(12, "pipelined", [16]byte{}, 0, sequenced(4, 0, int32(i), 1)))
+			conn.send(produceRequest(12, topic, [16]byte{}, 0, sequenced(4, 0, int32(i), 1)))
 		}
-	}()
+	})
 	for i := range n {
-		req := produceRequest(12, "", [16]byte{}, 0, nil)
-		resp := conn.receive(req, int32(i+1))
-		if p := partitionOf(resp); p.ErrorCode != 0 || p.BaseOffset != int64(i) {
+		p := partitionOf(conn.receive(produceRequest(12, "", [16]byte{}, 0, nil), int32(i+1)))
+		switch {
+		case stopped != "":
+		case p.ErrorCode != 0 && kerr.IsRetriable(kerr.ErrorForCode(p.ErrorCode)):
+			stopped = fmt.Sprintf("request %d: %+v", i, p)
+		case p.ErrorCode != 0 || p.BaseOffset != int64(i):
 			t.Fatalf("request %d: %+v", i, p)
 		}
 	}
+	return stopped
 }
 
 func TestAcksZero(t *testing.T) {
@@ -212,18 +228,18 @@ func TestLogAppendTime(t *testing.T) {
 func TestWrongLeader(t *testing.T) {
 	c := startCluster(t, 3)
 	c.create("led", 1, nil)
-	leader := c.leaderOf("led", 0)
-	follower := leader%3 + 1
-	conn := dialRaw(t, c.node(follower).kafka)
-	req := produceRequest(12, "led", [16]byte{}, 0, batch(record.None, "a"))
-	resp := conn.receive(req, conn.send(req))
-	p := partitionOf(resp)
-	if p.ErrorCode != codeNotLeaderOrFollower || p.CurrentLeader.LeaderID != leader {
-		t.Errorf("answered %+v, the leader is %d", p, leader)
-	}
-	if b := brokersOf(resp); len(b) != 1 || b[0].NodeID != leader {
-		t.Errorf("hints %+v", b)
-	}
+	c.without("the leader's name", func() string {
+		leader := c.steady("led", 0)
+		follower := leader%3 + 1
+		conn := dialRaw(t, c.node(follower).kafka)
+		req := produceRequest(12, "led", [16]byte{}, 0, batch(record.None, "a"))
+		resp := conn.receive(req, conn.send(req))
+		p := partitionOf(resp)
+		if b := brokersOf(resp); p.ErrorCode != codeNotLeaderOrFollower || p.CurrentLeader.LeaderID != leader || len(b) != 1 || b[0].NodeID != leader {
+			return fmt.Sprintf("answered %+v with the hints %+v, the leader is %d", p, b, leader)
+		}
+		return ""
+	})
 }
 
 // TestMinInsyncReplicas stops one of three nodes: what asks for all three is refused, what asks for two goes on.
