@@ -33,16 +33,24 @@ func (k Kafka) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	return c, nil
 }
 
+// ensureMax bounds how long a topic is tried to be created: leaders may just be changing, and a node that is slow may be taken for dead for a moment.
+const ensureMax = 15 * time.Second
+
 // ensure creates the topic when it is not there.
 func (k Kafka) ensure(ctx context.Context, c *kgo.Client) error {
-	resp, err := kadm.NewClient(c).CreateTopics(ctx, k.Partitions, k.ReplicationFactor, nil, k.Topic)
-	if err == nil {
-		err = resp[k.Topic].Err
+	for late := time.Now().Add(ensureMax); ; {
+		resp, err := kadm.NewClient(c).CreateTopics(ctx, k.Partitions, k.ReplicationFactor, nil, k.Topic)
+		if err == nil {
+			err = resp[k.Topic].Err
+		}
+		if err == nil || errors.Is(err, kerr.TopicAlreadyExists) {
+			return nil
+		}
+		passes := kerr.IsRetriable(err) || errors.Is(err, kerr.InvalidReplicationFactor)
+		if !passes || time.Now().After(late) || sleep(ctx, readRetry) != nil {
+			return fmt.Errorf("create topic %s: %w", k.Topic, err)
+		}
 	}
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return fmt.Errorf("create topic %s: %w", k.Topic, err)
-	}
-	return nil
 }
 
 // Produce is a load of records.

@@ -2,11 +2,9 @@ package workload
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"sluice/loadtest/history"
@@ -49,20 +47,18 @@ func (s *Set) prepare(ctx context.Context, client *kgo.Client) error {
 
 // prepareDevices declares the gateways' topic as it is, or creates it.
 func (s *Set) prepareDevices(ctx context.Context, client *kgo.Client) error {
-	adm := kadm.NewClient(client)
-	resp, err := adm.CreateTopics(ctx, -1, s.c.ReplicationFactor, nil, s.c.GatewayTopic)
-	if err == nil {
-		err = resp[s.c.GatewayTopic].Err
+	if err := s.create(ctx, client, -1, s.c.GatewayTopic); err != nil {
+		return err
 	}
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return fmt.Errorf("create topic %s: %w", s.c.GatewayTopic, err)
-	}
-	topics, err := adm.ListTopics(ctx, s.c.GatewayTopic)
-	if err == nil {
-		err = topics[s.c.GatewayTopic].Err
-	}
+	var topics kadm.TopicDetails
+	err := patiently(ctx, "describe topic "+s.c.GatewayTopic, func() (err error) {
+		if topics, err = kadm.NewClient(client).ListTopics(ctx, s.c.GatewayTopic); err == nil {
+			err = topics[s.c.GatewayTopic].Err
+		}
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("describe topic %s: %w", s.c.GatewayTopic, err)
+		return err
 	}
 	s.ingested = s.c.History.Topic(s.c.GatewayTopic, history.TopicOptions{Partitions: int32(len(topics[s.c.GatewayTopic].Partitions)), Contiguous: true, Shared: true})
 	for i := range s.c.Devices {

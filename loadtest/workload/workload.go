@@ -169,14 +169,40 @@ func (s *Set) Setup(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	resp, err := kadm.NewClient(client).CreateTopics(ctx, s.c.Partitions, s.c.ReplicationFactor, nil, s.topic.Name())
-	if err == nil {
-		err = resp[s.topic.Name()].Err
-	}
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return fmt.Errorf("create topic %s: %w", s.topic.Name(), err)
+	if err := s.create(ctx, client, s.c.Partitions, s.topic.Name()); err != nil {
+		return err
 	}
 	return s.prepare(ctx, client)
+}
+
+// setupPatience bounds how long something is asked for before the run: leaders may just be changing, and a slow node may be taken for dead for a moment.
+const setupPatience = time.Minute
+
+// create creates a topic; one that is there is left as it is.
+func (s *Set) create(ctx context.Context, client *kgo.Client, partitions int32, name string) error {
+	return patiently(ctx, "create topic "+name, func() error {
+		resp, err := kadm.NewClient(client).CreateTopics(ctx, partitions, s.c.ReplicationFactor, nil, name)
+		if err == nil {
+			err = resp[name].Err
+		}
+		if errors.Is(err, kerr.TopicAlreadyExists) {
+			return nil
+		}
+		return err
+	})
+}
+
+// patiently tries until fn succeeds.
+func patiently(ctx context.Context, what string, fn func() error) error {
+	for late := time.Now().Add(setupPatience); ; {
+		err := fn()
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(late) || sleep(ctx, 4*RetryBackoff) != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
 }
 
 // Run runs all workloads until ctx ends. The first that fails ends the others.

@@ -18,10 +18,13 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 )
 
-// patience bounds waits for things that take a second or two on a quiet machine.
-const patience = 60 * time.Second
+// patience bounds waits for things that take a second or two on a quiet machine: only a failure waits so long.
+const patience = 2 * time.Minute
 
 // offset moves every port, so that the tests run beside a cluster on the usual ones; OFFSET in the environment sets another.
 var offset = func() int {
@@ -169,10 +172,15 @@ func (c *cluster) kill(name string) {
 	})
 }
 
-// running is false for a process that has ended and only waits to be reaped.
+// running is false for a process that has ended and only waits to be reaped. Its first thread may have ended while others still hold its files,
+// among them the lock on its data: then it runs.
 func running(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && !strings.Contains(string(stat), ") Z ")
+	if err != nil {
+		return false
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err == nil && (len(threads) > 1 || !strings.Contains(string(stat), ") Z "))
 }
 
 // restart starts a killed process again with its script, from another directory.
@@ -238,4 +246,18 @@ func wait(t *testing.T, what string, fn func() error) {
 			t.Fatalf("%s: not after %v: %v", what, patience, err)
 		}
 	}
+}
+
+// createTopic creates a topic with three replicas as a patient user would: on a busy machine a node may just be taken for dead.
+func createTopic(t *testing.T, adm *kadm.Client, partitions int32, name string) {
+	t.Helper()
+	wait(t, "topic "+name+" is created", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		_, err := adm.CreateTopic(ctx, partitions, 3, nil, name)
+		if errors.Is(err, kerr.TopicAlreadyExists) {
+			return nil // an earlier try was carried out, though its answer did not say so
+		}
+		return err
+	})
 }

@@ -17,12 +17,8 @@ import (
 func TestGroupsSurviveKills(t *testing.T) {
 	c := startCluster(t, t.TempDir())
 	const topic, group, partitions = "work", "workers", 6
-	ctx, cancel := context.WithTimeout(context.Background(), faultTime)
-	defer cancel()
 	producer := newClient(t, kgo.RecordPartitioner(kgo.RoundRobinPartitioner()), kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }))
-	if _, err := kadm.NewClient(producer).CreateTopic(context.Background(), partitions, 3, nil, topic); err != nil {
-		t.Fatal(err)
-	}
+	createTopic(t, kadm.NewClient(producer), partitions, topic)
 	seen := &deliveries{values: map[string]int{}, changed: make(chan struct{}, 1)}
 	working, stopWork := context.WithCancel(context.Background())
 	var all sync.WaitGroup
@@ -35,12 +31,17 @@ func TestGroupsSurviveKills(t *testing.T) {
 	all.Go(func() { watched <- watchCommits(working, group) })
 	var produced int
 	done := make(chan error, 1)
+	producing, stopProducing := context.WithCancel(context.Background())
+	defer stopProducing()
 	go func() {
 		var err error
-		produced, err = produceSteadily(ctx, producer, topic)
+		produced, err = produceSteadily(producing, producer, topic)
 		done <- err
 	}()
-	kills := c.storm(ctx, []string{"core-1", "core-2", "core-3"})
+	ctx, cancel := context.WithTimeout(context.Background(), faultTime)
+	defer cancel()
+	kills := c.storm(ctx, []string{"core-1", "core-2", "core-3"}, func(kills int) bool { return kills >= killsMin })
+	stopProducing()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +52,7 @@ func TestGroupsSurviveKills(t *testing.T) {
 		t.Error(back)
 	}
 	t.Logf("%d kills, %d records, %d delivered more than once", kills, produced, seen.again())
-	if kills < 3 || produced < 1000 {
+	if kills < killsMin || produced < 1000 {
 		t.Errorf("%d kills, %d records: the test has not tested much", kills, produced)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -34,15 +33,22 @@ func startPowered(t *testing.T, volatile string) *cluster {
 	return startCluster(t, t.TempDir())
 }
 
-// outages cuts the power of some of the processes, or all, again and again, until ctx ends; sometimes of some that are just starting. All run when it returns.
-func (c *cluster) outages(ctx context.Context, r *rand.Rand, names []string) (cuts int) {
+// outages cuts the power of some of the processes, or all, again and again, until ctx ends and enough says so; sometimes of some that are just starting.
+// All run when it returns.
+func (c *cluster) outages(ctx context.Context, r *rand.Rand, names []string, enough func(cuts int) bool) (cuts int) {
+	late := time.Now().Add(faultTime + patience)
+	over := func() bool { return ctx.Err() != nil && (enough(cuts) || time.Now().After(late)) }
 	pause := func(max time.Duration) {
+		done := ctx.Done()
+		if !over() {
+			done = nil
+		}
 		select {
-		case <-ctx.Done():
+		case <-done:
 		case <-time.After(time.Duration(r.Int64N(int64(max)))):
 		}
 	}
-	for pause(2 * time.Second); ctx.Err() == nil; {
+	for pause(2 * time.Second); !over(); {
 		hit := append([]string{}, names...)
 		r.Shuffle(len(hit), func(i, j int) { hit[i], hit[j] = hit[j], hit[i] })
 		if r.IntN(3) > 0 {
@@ -84,31 +90,15 @@ func (c *cluster) powerCuts(v loadtest.Verify, names ...string) loadtest.VerifyR
 	c.t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	c.t.Logf("seed %d", seed)
-	heard := make(chan struct{})
-	first := sync.OnceFunc(func() { close(heard) })
-	v.Heard = func(string, time.Time) { first() }
-	var r loadtest.VerifyResult
-	ran := make(chan error, 1)
-	go func() {
-		var err error
-		r, err = v.Run(context.Background())
-		ran <- err
-	}()
-	select {
-	case <-heard: // the topic is there
-	case err := <-ran:
-		c.t.Fatalf("nothing was acknowledged: %v", err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), v.Duration)
+	load := c.startLoad(v)
+	ctx, cancel := context.WithTimeout(context.Background(), faultTime)
 	defer cancel()
-	cuts := c.outages(ctx, rand.New(rand.NewPCG(seed, 0)), names)
-	if err := <-ran; err != nil {
-		c.t.Fatal(err)
-	}
+	cuts := c.outages(ctx, rand.New(rand.NewPCG(seed, 0)), names, func(cuts int) bool { return cuts >= cutsMin && load.acked.Load() >= ackedMin })
+	r := load.finish()
 	if !r.Verdict.OK() {
 		c.t.Errorf("after %d power cuts: %v", cuts, r.Verdict.Violations)
 	}
-	if cuts < 6 || r.Verdict.Acked < int64(v.Rate*v.Duration.Seconds()/5) {
+	if cuts < cutsMin || r.Verdict.Acked < ackedMin {
 		c.t.Errorf("%d power cuts, %d records acknowledged: the test has not tested much", cuts, r.Verdict.Acked)
 	}
 	c.t.Logf("%d power cuts, %d acknowledged, %d found, %d resent by devices", cuts, r.Verdict.Acked, r.Verdict.Found, r.Verdict.Resent)
@@ -121,7 +111,7 @@ func TestPowerCutsOfCoreNodes(t *testing.T) {
 		t.Run(strings.ReplaceAll(volatile, ":", ""), func(t *testing.T) {
 			c := startPowered(t, volatile)
 			r := c.powerCuts(loadtest.Verify{
-				Kafka: loadtest.Kafka{Brokers: brokers, Partitions: 6, ReplicationFactor: 3}, Writers: 3, Rate: 500, Duration: faultTime, Size: 200, Late: patience,
+				Kafka: loadtest.Kafka{Brokers: brokers, Partitions: 6, ReplicationFactor: 3}, Writers: 3, Rate: 500, Size: 200,
 			}, "core-1", "core-2", "core-3")
 			c.stop(syscall.SIGTERM)
 			sameSegments(t, c.data, r.Topic, 6)
@@ -133,7 +123,7 @@ func TestPowerCutsOfCoreNodes(t *testing.T) {
 func TestPowerCutsOfGatewayAndCore(t *testing.T) {
 	c := startPowered(t, "seed:11")
 	c.powerCuts(loadtest.Verify{
-		Kafka: loadtest.Kafka{Brokers: brokers, Topic: "mqtt"}, Writers: 20, Rate: 400, Duration: faultTime, Size: 100, Late: patience,
+		Kafka: loadtest.Kafka{Brokers: brokers, Topic: "mqtt"}, Writers: 20, Rate: 400, Size: 100,
 		Gateway: mqtt, MQTT: "verify", Window: 10,
 	}, "edge", "core-1", "core-2", "core-3")
 }
