@@ -60,14 +60,20 @@ alive() {
   local pid; pid=$(cat "$data/$1.pid" 2>/dev/null) || return 1
   [ -n "$pid" ] && { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF -e "--data $data/$1 " -e "$data/$1.sh "
 }
+# A process whose first thread has ended may have others that still hold its files, among them the lock on its data.
+running() {  # PID
+  local threads=(/proc/"$1"/task/*)
+  [ -e "${threads[0]}" ] && { [ "${#threads[@]}" -gt 1 ] || ! grep -q '^State:[[:space:]]*[ZX]' "/proc/$1/status"; }
+} 2>/dev/null
 tell() { if alive "$2"; then kill -"$1" "$(cat "$data/$2.pid")" 2>/dev/null || true; fi; }
 
 stop_all() {
   local name deadline
-  for name in edge core-1 core-2 core-3; do tell CONT "$name"; tell TERM "$name"; done
+  local -A pids
+  for name in edge core-1 core-2 core-3; do if alive "$name"; then pids[$name]=$(cat "$data/$name.pid"); fi; tell CONT "$name"; tell TERM "$name"; done
   deadline=$((SECONDS + stop_within_s))
-  for name in edge core-1 core-2 core-3; do
-    while alive "$name" && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.05; done
+  for name in "${!pids[@]}"; do
+    while running "${pids[$name]}" && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.05; done
     if alive "$name"; then echo "cluster: $name did not stop within $stop_within_s s, killed" >&2; tell KILL "$name"; fi
   done
 }
