@@ -22,6 +22,7 @@ var errBroken = errors.New("the cluster has not kept its promises")
 const (
 	shortFaults   = 23
 	shortDuration = 4 * time.Minute
+	shortAgain    = 3
 )
 
 func chaosCommand(o *common) *cobra.Command {
@@ -40,6 +41,9 @@ func chaosCommand(o *common) *cobra.Command {
 			}
 			if short {
 				c.Faults, c.DurationMax = shortFaults, shortDuration
+				if !cmd.Flags().Changed("again") {
+					c.Again = shortAgain
+				}
 			}
 			if o.rate > 0 {
 				c.Rate = o.rate
@@ -59,7 +63,8 @@ func chaosCommand(o *common) *cobra.Command {
 	f.Uint64Var(&c.Seed, "seed", 0, "of the schedule (default: a random one)")
 	f.IntVar(&c.Faults, "faults", 200, "how many")
 	f.DurationVar(&c.DurationMax, "duration-max", 50*time.Minute, "no fault begins after this time")
-	f.BoolVar(&short, "short", false, fmt.Sprintf("--faults %d --duration-max %v: every kind once", shortFaults, shortDuration))
+	f.BoolVar(&short, "short", false, fmt.Sprintf("--faults %d --duration-max %v --again %d: every kind once", shortFaults, shortDuration, shortAgain))
+	f.IntVar(&c.Again, "again", 0, "how many faults that cost too much may be done once more, to tell an outage from a busy machine")
 	f.StringSliceVar(&kinds, "only", nil, "only faults of these kinds")
 	f.BoolVar(&c.Gateway, "gateway", true, "with a gateway, and devices that publish over it")
 	f.Float64Var(&c.DeviceRate, "device-rate", 80, "messages a second over the gateway; --rate is for those straight to the cluster (default 300)")

@@ -16,9 +16,9 @@ import (
 
 const (
 	// readyMax bounds the wait for a node that starts: it may have to replay what was not in a checkpoint.
-	readyMax = 60 * time.Second
+	readyMax = 2 * time.Minute
 	// stopMax bounds a clean stop: leadership is handed over and a checkpoint is written.
-	stopMax = 15 * time.Second
+	stopMax = 30 * time.Second
 	// tick is how often something is asked for that is waited for.
 	tick = 100 * time.Millisecond
 )
@@ -246,7 +246,11 @@ func await(ctx context.Context, bound time.Duration, what string, fn func() erro
 
 // pick finds the node that has a role now.
 func (c *cluster) pick(ctx context.Context, r Role) (int, error) {
-	views, err := c.views(ctx)
+	var views []view
+	err := c.await(ctx, readyMax, "the nodes tell who leads", func() (err error) {
+		views, err = c.views(ctx)
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}

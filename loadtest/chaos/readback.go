@@ -27,13 +27,15 @@ func readBack(ctx context.Context, brokers []string, topic string) ([]history.Re
 	}
 	defer c.Close()
 	adm := kadm.NewClient(c)
-	starts, err := adm.ListStartOffsets(ctx, topic)
-	if err = errors.Join(err, starts.Error()); err != nil {
-		return nil, fmt.Errorf("list offsets of %s: %w", topic, err)
-	}
-	ends, err := adm.ListEndOffsets(ctx, topic)
-	if err = errors.Join(err, ends.Error()); err != nil {
-		return nil, fmt.Errorf("list offsets of %s: %w", topic, err)
+	var starts, ends kadm.ListedOffsets
+	err = await(ctx, readMax, "list offsets of "+topic, func() error {
+		var startsErr, endsErr error
+		starts, startsErr = adm.ListStartOffsets(ctx, topic)
+		ends, endsErr = adm.ListEndOffsets(ctx, topic)
+		return errors.Join(startsErr, endsErr, starts.Error(), ends.Error())
+	})
+	if err != nil {
+		return nil, err
 	}
 	left := map[int32]int64{}
 	ends.Each(func(o kadm.ListedOffset) {

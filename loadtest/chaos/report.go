@@ -25,19 +25,37 @@ type Outcome struct {
 	Stock  gap           `json:"stock_gap"`      // the same for producers with a stock client library, whose own timeouts are in it
 	Gaps   []gap         `json:"gaps,omitempty"` // those of every partition and device, the longest first
 	Wrong  string        `json:"wrong,omitempty"`
-	// Stalled is how much of the worst gap the machine itself stood still, for all processes.
+	// Stalled is how much of the worst gap the machine itself stood still for all processes, or was taken by others.
 	Stalled time.Duration `json:"stalled,omitempty"`
 	// Last is what the cluster was waited for last.
 	Last string `json:"last,omitempty"`
+	// Second is what it cost when it was done once more, because it cost too much; Passed: then it did not.
+	Second *gap `json:"second,omitempty"`
+	Passed bool `json:"passed,omitempty"`
 	// Helped is what was done to the node when the cluster did not heal by itself, and let it heal.
 	Helped string `json:"helped,omitempty"`
 }
 
 // over tells whether a judged fault cost more than it may. What the machine itself stood still is nobody's fault.
-func (o Outcome) over() bool { return o.Judged && o.Worst.Long-o.Stalled > unavailableMax }
+func (o Outcome) over() bool {
+	return o.Judged && !o.Passed && o.Worst.Long-o.Stalled > unavailableMax
+}
+
+// doubtful tells whether one that cost too much may have been the machine: one that cost twice as much as it may was not.
+func (o Outcome) doubtful() bool {
+	return o.over() && o.Wrong == "" && o.Worst.Long <= 2*unavailableMax
+}
 
 // excused tells whether only the machine made it too long.
 func (o Outcome) excused() bool { return o.Judged && o.Worst.Long > unavailableMax && !o.over() }
+
+func (o Outcome) excuse() string {
+	text := fmt.Sprintf("fault %d (%s, on %s): %v on %s, of which the machine stood still or was taken by others for %v", o.Number, o.Text, o.On, round(o.Worst.Long), o.Worst.Who, round(o.Stalled))
+	if o.Passed {
+		text += fmt.Sprintf("; done once more %v", round(o.Second.Long))
+	}
+	return text
+}
 
 // Summary is what all faults of a kind cost.
 type Summary struct {
@@ -67,7 +85,7 @@ type Report struct {
 	Workloads   map[string]*history.Verdict `json:"workloads"`
 	Replicas    Replicas                    `json:"replicas"`
 	NotPossible []Kind                      `json:"not_possible"` // kinds that need the fault switchboard or a gateway
-	Excused     []string                    `json:"excused"`      // unavailable for too long only because the machine stood still
+	Excused     []string                    `json:"excused"`      // unavailable for too long only because of the machine, or not when done once more
 	Violations  []string                    `json:"violations"`
 	Failed      string                      `json:"failed,omitempty"` // why the run did not get to its end: there is no verdict
 }
@@ -86,10 +104,10 @@ func (r *Report) judge() {
 	for _, o := range r.Faults {
 		of[o.Kind] = append(of[o.Kind], o)
 		if o.excused() {
-			r.Excused = append(r.Excused, fmt.Sprintf("fault %d (%s, on %s): %v on %s, of which the machine stood still for %v", o.Number, o.Text, o.On, round(o.Worst.Long), o.Worst.Who, round(o.Stalled)))
+			r.Excused = append(r.Excused, o.excuse())
 		}
 		if o.over() {
-			r.violate("unavailable: fault %d (%s, on %s): %s had no acknowledged write for %v", o.Number, o.Text, o.On, o.Worst.Who, round(o.Worst.Long))
+			r.violate("unavailable: fault %d (%s, on %s): %s had no acknowledged write for %v, of which the machine stood still or was taken by others for %v", o.Number, o.Text, o.On, o.Worst.Who, round(o.Worst.Long), round(o.Stalled))
 		}
 		if o.Wrong != "" {
 			r.violate("fault %d (%s, on %s): %s", o.Number, o.Text, o.On, o.Wrong)

@@ -87,3 +87,20 @@ func TestChangesAreUndone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A fault that cost too much and did not when it was done once more is listed and no violation; one that did again is.
+func TestOnceMore(t *testing.T) {
+	first := outcome(Kill, 4*time.Second)
+	if !first.doubtful() || outcome(Kill, 7*time.Second).doubtful() || outcome(Kill, time.Second).doubtful() || outcome(Clock, 4*time.Second).doubtful() {
+		t.Error("what is done once more is not what cost a little too much")
+	}
+	first.Second = &gap{Long: time.Second}
+	for passed, violations := range map[bool]int{true: 0, false: 1} {
+		first.Passed = passed
+		r := Report{Faults: []Outcome{first, outcome(Kill, time.Second)}}
+		r.judge()
+		if len(r.Violations) != violations || len(r.Excused) != 1-violations {
+			t.Errorf("passed %v: violations %q, excused %q", passed, r.Violations, r.Excused)
+		}
+	}
+}

@@ -77,5 +77,5 @@ func (s switchboard) client() *http.Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", s.socket)
 	}
-	return &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: askMax}
+	return &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: commandTimeout}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"sluice/loadtest/history"
@@ -33,12 +34,14 @@ const (
 	// staleMax is how much later than the truth an answer about topics may be: a node that is cut off answers from its memory, and faults last so long.
 	staleMax = 30 * time.Second
 	// finishMax bounds the end of the workloads on a whole cluster: the last acknowledgements, a reading of everything, the groups' backlog.
-	finishMax = 2 * time.Minute
+	finishMax = 5 * time.Minute
+	// adminOverhead is how long an answer may take beyond what the cluster is given, to those who prepare and read back while nothing is broken.
+	adminOverhead = 10 * time.Second
 )
 
 // adminOptions are those of the clients that prepare and read back.
 func adminOptions(brokers []string) []kgo.Opt {
-	return []kgo.Opt{kgo.SeedBrokers(brokers...), kgo.Dialer((&net.Dialer{Timeout: workload.DialTimeout}).DialContext), kgo.RequestTimeoutOverhead(2 * workload.RequestTimeout)}
+	return []kgo.Opt{kgo.SeedBrokers(brokers...), kgo.Dialer((&net.Dialer{Timeout: adminOverhead}).DialContext), kgo.RequestTimeoutOverhead(adminOverhead)}
 }
 
 // workloads are the clients that work during a run.
@@ -132,17 +135,27 @@ func (r *run) createTopics(ctx context.Context) error {
 	defer c.Close()
 	// A node whose clock is set back by a day takes every record for one of the future, and refuses it as Kafka does.
 	anyTime := fmt.Sprint(int64(math.MaxInt64))
-	answers, err := kadm.NewClient(c).AlterBrokerConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "log.message.timestamp.after.max.ms", Value: &anyTime}})
-	for _, a := range answers {
-		err = errors.Join(err, a.Err)
-	}
+	err = r.cluster.await(ctx, readyMax, "records of any time are allowed", func() error {
+		answers, err := kadm.NewClient(c).AlterBrokerConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "log.message.timestamp.after.max.ms", Value: &anyTime}})
+		for _, a := range answers {
+			err = errors.Join(err, a.Err)
+		}
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("allow records of any time: %w", err)
+		return err
 	}
 	size := fmt.Sprint(segmentBytes)
 	for _, name := range []string{steadyTopic, stockPrefix + "-numbered"} {
-		if _, err := kadm.NewClient(c).CreateTopic(ctx, topicPartitions, replication, map[string]*string{"internal.segment.bytes": &size}, name); err != nil {
-			return fmt.Errorf("create topic %s: %w", name, err)
+		err := r.cluster.await(ctx, readyMax, "topic "+name+" is created", func() error {
+			_, err := kadm.NewClient(c).CreateTopic(ctx, topicPartitions, replication, map[string]*string{"internal.segment.bytes": &size}, name)
+			if errors.Is(err, kerr.TopicAlreadyExists) {
+				return nil // an earlier try was carried out, though its answer did not say so
+			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil
