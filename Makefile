@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export CGO_ENABLED := 0
 DATA ?= .data/cluster
 FAULTS ?= 200
-GROUP ?= seeds kcat java-cli python franz-go
+GROUP ?= franz-go seeds kcat java-cli python
 KIT ?= ../shared/kit
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
