@@ -26,8 +26,13 @@ const (
 	scrubFirst = 10 * time.Second
 	// scrubBusyBytes written in a second make a node one that is at work.
 	scrubBusyBytes = 256 << 10
-	// scrubFileBytes is what a file counts for beside its bytes: thousands of small ones must not be felt on an idle node.
+	// scrubFileBytes is what a closed file counts for beside its bytes.
 	scrubFileBytes = 256 << 10
+	// scrubOpenBytes is the same for a file that is written to. Every partition has one, most are small, and to open one costs more than to read it: thousands
+	// of them must not be felt on an idle node. It looks at eight a second, and so at 10,000 within 21 minutes.
+	scrubOpenBytes = 4 << 20
+	// scrubOpenWait is how long it sleeps between some of these: what costs is to be woken.
+	scrubOpenWait = 500 * time.Millisecond
 	// scrubWait is how long the scrubber sleeps at least: shorter waits cost more than they spread.
 	scrubWait = 5 * time.Millisecond
 )
@@ -62,6 +67,7 @@ type Scrubber struct {
 		busy    bool
 	}
 	debt     time.Duration // not yet slept
+	openDebt time.Duration // the same for the files that are written to
 	lastPass atomic.Int64  // when the last pass ended, in ms since 1970
 }
 
@@ -175,7 +181,7 @@ func (s *Scrubber) partition(ctx context.Context, x scrubbed, active bool) error
 
 func (s *Scrubber) segment(ctx context.Context, x scrubbed, base int64, closed bool) error {
 	pace := func(n int) error { return s.pace(ctx, int64(n)) }
-	if err := pace(scrubFileBytes); err != nil || x.p.Removed() || x.set.wounds.has(x.p, base) {
+	if err := s.paceFile(ctx, closed); err != nil || x.p.Removed() || x.set.wounds.has(x.p, base) {
 		return ctx.Err()
 	}
 	err := x.p.log.Verify(base, closed, pace)
@@ -206,20 +212,33 @@ func (s *Scrubber) found(x scrubbed, base int64, err error) {
 	}
 }
 
-// pace waits as long as n bytes may take. Short waits are saved up.
+// paceFile waits for what a file costs beside its bytes.
+func (s *Scrubber) paceFile(ctx context.Context, closed bool) error {
+	if closed {
+		return s.wait(ctx, &s.debt, scrubFileBytes, scrubWait)
+	}
+	return s.wait(ctx, &s.openDebt, scrubOpenBytes, scrubOpenWait)
+}
+
+// pace waits as long as n bytes may take.
 func (s *Scrubber) pace(ctx context.Context, n int64) error {
 	s.bytes.AddInt64(n)
+	return s.wait(ctx, &s.debt, n, scrubWait)
+}
+
+// wait adds what n bytes may take to a debt, and sleeps when that is enough to be slept.
+func (s *Scrubber) wait(ctx context.Context, debt *time.Duration, n int64, enough time.Duration) error {
 	rate := s.o.BytesPerSecond
 	if s.passes.Get() == 0 || !s.busy() {
 		rate *= scrubIdleFactor
 	}
-	s.debt += time.Duration(float64(n) / float64(rate) * float64(time.Second))
-	if s.debt < scrubWait {
+	*debt += time.Duration(float64(n) / float64(rate) * float64(time.Second))
+	if *debt < enough {
 		return ctx.Err()
 	}
-	wait := s.debt
-	s.debt = 0
-	return sleep(ctx, wait)
+	d := *debt
+	*debt = 0
+	return sleep(ctx, d)
 }
 
 // busy tells whether the node has written more than a little in the last second or two.

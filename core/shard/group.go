@@ -46,6 +46,7 @@ type Group struct {
 	again         chan struct{} // the replica must start anew
 
 	beats beats
+	news  news
 	idle  idle // belongs to the watcher
 	doubt doubt
 

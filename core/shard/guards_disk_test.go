@@ -96,7 +96,7 @@ func TestGuard09FailedStateMachineStopsReplica(t *testing.T) {
 }
 
 func TestGuard09DamagedEntryEndsOnlyTheReplica(t *testing.T) {
-	store := &guardedStore{Store: mustLog(t), fail: func(error) {}}
+	store := &guardedStore{Store: mustLog(t), fail: func(error) {}, stored: func() {}}
 	failed := make(chan error, 1)
 	store.fail = func(err error) { failed <- err }
 	store.running.Store(true)
@@ -243,7 +243,7 @@ func TestGuard15Interfaces(t *testing.T) {
 		t.Error("the transport cannot be closed")
 	}
 	log := mustLog(t)
-	store := &guardedStore{Store: log}
+	store := &guardedStore{Store: log, stored: func() {}}
 	var logs raft.LogStore = store
 	if m, ok := logs.(raft.MonotonicLogStore); !ok || !m.IsMonotonic() {
 		t.Error("the log store is not monotonic")

@@ -80,6 +80,7 @@ func (g *Group) Transfer(ctx context.Context, to meta.NodeID) error {
 		if !rep.InSync {
 			return fmt.Errorf("transfer shard %d to %s: %w", g.id, rep.Server, ErrNotInSync)
 		}
+		g.news.tell() // the library may wait for its goroutine that sends
 		return g.change(ctx, "transfer", rep.Server, func(r *raft.Raft) raft.Future {
 			return r.LeadershipTransferToServer(serverID(rep.Server), serverAddress(rep.Server))
 		})

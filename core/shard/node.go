@@ -29,6 +29,7 @@ type Node struct {
 	wg        sync.WaitGroup // of connections
 	strangers strangers
 	spare     spare
+	moments   moments
 
 	mu struct {
 		sync.Mutex
@@ -63,6 +64,7 @@ func NewNode(o Options) (*Node, error) {
 	}
 	n := &Node{o: o, log: o.Logger}
 	n.spare.init()
+	n.moments.every = quietBeat(o.Heartbeat)
 	if err := n.sweep(); err != nil {
 		return nil, err
 	}

@@ -38,16 +38,103 @@ func (p *pipeline) repeats(a *raft.AppendEntriesRequest, now time.Time) bool {
 // quietAfter, until there is one. It belongs to the watcher.
 func (g *Group) pace(now time.Time) {
 	_, leads := g.leads()
-	g.beats.quiet.Store(g.idle.longSince(leads, g.raft().LastIndex(), now))
+	quiet := g.idle.longSince(leads, g.raft().LastIndex(), now)
+	if g.beats.quiet.Swap(quiet) && !quiet {
+		g.news.tell()
+	}
 }
 
-func (g *Group) quietBeat() time.Duration { return time.Duration(float64(g.heartbeat) * quietPart) }
+func quietBeat(heartbeat time.Duration) time.Duration {
+	return time.Duration(float64(heartbeat) * quietPart)
+}
+
+// rest keeps the library's goroutine that sends to a follower while there is nothing to send: otherwise it looks every 150 to 300 ms, at
+// times of its own, and wakes the process for it. It rests only when the follower has been told that everything is committed that there is,
+// and until there is a new entry, a heartbeat has failed, the group is not idle any more or the replica ends, none of which the library's
+// goroutine would need to hear of sooner. It returns true when it is time to tell the follower the same again.
+func (p *pipeline) rest(a *raft.AppendEntriesRequest, now time.Time) bool {
+	g := p.t.g
+	news := g.news.wait() // before looking: what happens after this look ends the rest
+	last, err := g.log.LastIndex()
+	if !g.beats.quiet.Load() || err != nil || last != p.told.last || p.told.commit != last || p.t.g.peers.lostSince(p.to, p.at) {
+		return false
+	}
+	again := p.at.Add(repeatAfter)
+	t := time.NewTimer(again.Sub(now) + untilEvenAt(again, g.node.moments.every))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-news:
+		return false
+	case <-p.t.stream.done:
+		return false
+	case <-g.ctx.Done():
+		return false
+	}
+	term, leads := g.leads()
+	p.at = time.Now()
+	return leads && term == a.Term
+}
+
+// news wakes those that wait for something to send.
+type news struct {
+	mu sync.Mutex
+	is chan struct{} // closed when there is some; nil while nobody waits
+}
+
+func (n *news) wait() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.is == nil {
+		n.is = make(chan struct{})
+	}
+	return n.is
+}
+
+func (n *news) tell() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.is != nil {
+		close(n.is)
+		n.is = nil
+	}
+}
+
+// moments are those at which the idle groups of a node send their heartbeats: whole multiples of an interval, with one timer for all groups.
+type moments struct {
+	every time.Duration
+	mu    struct {
+		sync.Mutex
+		turn uint64        // of the next moment
+		next chan struct{} // closed at the next moment; nil while nobody waits
+	}
+}
+
+// wait returns a channel that is closed at the next moment, and the moment's number, which is above 0.
+func (m *moments) wait() (next <-chan struct{}, turn uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.next == nil {
+		m.mu.turn++
+		m.mu.next = make(chan struct{})
+		time.AfterFunc(UntilEven(m.every), m.come)
+	}
+	return m.mu.next, m.mu.turn
+}
+
+func (m *moments) come() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.mu.next)
+	m.mu.next = nil
+}
 
 // beats has the heartbeats of idle groups sent at the same moments: to all followers, by all groups
 // of a process. The library sends each 50 to 100 ms after the answer to the one before, so that a
 // process is woken for every one of them and for every answer.
 type beats struct {
 	quiet atomic.Bool
+	turn  atomic.Uint64 // the last moment at which heartbeats were sent
 	mu    struct {
 		sync.Mutex
 		asked int           // checks of leadership that wait for heartbeats
@@ -55,25 +142,27 @@ type beats struct {
 	}
 }
 
-// wait returns at the next moment for heartbeats, at once when one is wanted, or when ctx ends.
-func (b *beats) wait(ctx context.Context, every time.Duration) {
+// wait returns at the next moment for heartbeats, at once when one is wanted, or when ctx ends. It returns true to the first of a group's
+// heartbeats that is sent at a moment.
+func (b *beats) wait(ctx context.Context, m *moments) (first bool) {
 	b.mu.Lock()
 	if b.mu.asked > 0 {
 		b.mu.Unlock()
-		return
+		return false
 	}
 	if b.mu.now == nil {
 		b.mu.now = make(chan struct{})
 	}
 	now := b.mu.now
 	b.mu.Unlock()
-	moment := time.NewTimer(UntilEven(every))
-	defer moment.Stop()
+	moment, turn := m.wait()
 	select {
-	case <-moment.C:
+	case <-moment:
+		return b.turn.Swap(turn) != turn
 	case <-now:
 	case <-ctx.Done():
 	}
+	return false
 }
 
 // hurry has heartbeats sent at once, those that wait and those to come, until done is called.
@@ -113,6 +202,8 @@ func (i *idle) longSince(leads bool, last uint64, now time.Time) bool {
 
 // UntilEven is the time until the next whole multiple of d: what looks regularly does so at the
 // same moments in all groups of a process, and wakes it once for all of them.
-func UntilEven(d time.Duration) time.Duration {
-	return d - time.Duration(time.Now().UnixNano()%int64(d))
+func UntilEven(d time.Duration) time.Duration { return untilEvenAt(time.Now(), d) }
+
+func untilEvenAt(t time.Time, d time.Duration) time.Duration {
+	return d - time.Duration(t.UnixNano()%int64(d))
 }

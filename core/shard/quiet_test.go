@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -107,12 +108,16 @@ func TestBeatsWaitForEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const every = 150 * time.Millisecond
 		var b beats
+		m := &moments{every: every}
+		var first atomic.Int32
 		var all sync.WaitGroup
 		var sent [3]time.Time
 		for i := range sent {
 			all.Go(func() {
 				time.Sleep(time.Duration(i) * 20 * time.Millisecond) // the library's timers
-				b.wait(t.Context(), every)
+				if b.wait(t.Context(), m) {
+					first.Add(1)
+				}
 				sent[i] = time.Now()
 			})
 		}
@@ -120,31 +125,35 @@ func TestBeatsWaitForEachOther(t *testing.T) {
 		if sent[0] != sent[1] || sent[1] != sent[2] || sent[0].UnixNano()%int64(every) != 0 {
 			t.Errorf("sent at %v", sent)
 		}
+		if n := first.Load(); n != 1 {
+			t.Errorf("%d heartbeats were the first of their group", n)
+		}
 	})
 }
 
 func TestBeatsHurry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b beats
+		m := &moments{every: time.Hour}
 		began := time.Now()
 		var waiting sync.WaitGroup
-		waiting.Go(func() { b.wait(t.Context(), time.Hour) })
+		waiting.Go(func() { b.wait(t.Context(), m) })
 		synctest.Wait()
 		done := b.hurry()
 		waiting.Wait()
-		b.wait(t.Context(), time.Hour) // the check is still waiting
+		b.wait(t.Context(), m) // the check is still waiting
 		if took := time.Since(began); took > 0 {
 			t.Errorf("heartbeats waited for %v", took)
 		}
 		done()
-		b.wait(t.Context(), time.Hour)
+		b.wait(t.Context(), m)
 		if took := time.Since(began); took == 0 {
 			t.Error("the next did not wait")
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		before := time.Now()
-		b.wait(ctx, time.Hour)
+		b.wait(ctx, m)
 		if took := time.Since(before); took > 0 {
 			t.Errorf("after the end one waited for %v", took)
 		}
@@ -160,7 +169,7 @@ func TestVerifyOfAnIdleGroupDoesNotWait(t *testing.T) {
 	waits := make(chan struct{})
 	go func() { // a heartbeat that waits for an hour
 		defer close(waits)
-		g.beats.wait(t.Context(), time.Hour)
+		g.beats.wait(t.Context(), &moments{every: time.Hour})
 	}()
 	c.until("the heartbeat waits", func() bool {
 		g.beats.mu.Lock()

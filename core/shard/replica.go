@@ -22,6 +22,8 @@ type replica struct {
 	quit   chan struct{}
 	once   sync.Once
 
+	setting sync.Mutex // held while the library's settings are changed
+
 	asking sync.Mutex // held while leadership is verified
 	ended  bool       // guarded by asking
 }
@@ -50,7 +52,7 @@ func (g *Group) config() *raft.Config {
 func (g *Group) start() (r *replica, err error) {
 	r = &replica{
 		g: g, events: make(chan raft.Observation, 1), quit: make(chan struct{}),
-		store: &guardedStore{Store: g.log, fail: g.fail},
+		store: &guardedStore{Store: g.log, fail: g.fail, stored: g.news.tell},
 	}
 	r.trans = newTransport(g)
 	defer func() {
@@ -109,6 +111,26 @@ func (r *replica) verify(begun func()) error {
 	f := r.raft.VerifyLeader()
 	begun()
 	return f.Error()
+}
+
+// set changes settings of the library. Each of its calls replaces them all.
+func (r *replica) set(change func(*raft.ReloadableConfig)) error {
+	r.setting.Lock()
+	defer r.setting.Unlock()
+	c := r.raft.ReloadableConfig()
+	change(&c)
+	return r.raft.ReloadConfig(c)
+}
+
+// wantBeats has the library send the next heartbeats as soon as these are answered, so that they wait for the next moment in AppendEntries
+// and not for a timer of the library's, one each, 50 to 100 ms later. What makes it do so is that the heartbeat timeout becomes shorter: it
+// becomes longer by a nanosecond first. It does not block, and where it comes too late the timer is waited for.
+func (r *replica) wantBeats() {
+	for _, more := range []time.Duration{1, 0} {
+		_ = r.set(func(c *raft.ReloadableConfig) { // what was valid stays so
+			c.HeartbeatTimeout, c.ElectionTimeout = r.g.heartbeat+more, r.g.heartbeat+more
+		})
+	}
 }
 
 // elect lets the replica stand for election at once. It is what the library does when leadership is

@@ -19,6 +19,16 @@ type guardedStore struct {
 	*raftlog.Store
 	running atomic.Bool // before, errors are returned: they end NewRaft
 	fail    func(error)
+	stored  func() // called when there are new entries; it must not block
+}
+
+// StoreLogs implements raft.LogStore.
+func (s *guardedStore) StoreLogs(logs []*raft.Log) error {
+	err := s.Store.StoreLogs(logs)
+	if err == nil {
+		s.stored()
+	}
+	return err
 }
 
 // unloaded marks an entry whose data was not read. The library reads entries long before it needs them: 128 for a request to a follower that is behind,

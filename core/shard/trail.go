@@ -55,14 +55,12 @@ func (g *Group) Checkpoint(ctx context.Context) error {
 	if index, _ := g.points.current(); g.fsm.applied.Load() <= index {
 		return nil
 	}
-	r := g.raft()
+	r := g.cur.Load()
 	since, trailing := g.sinceBytes.Load(), g.trailing()
-	c := r.ReloadableConfig()
-	c.TrailingLogs = trailing
-	if err := r.ReloadConfig(c); err != nil {
+	if err := r.set(func(c *raft.ReloadableConfig) { c.TrailingLogs = trailing }); err != nil {
 		return fmt.Errorf("checkpoint of shard %d: %w", g.id, err)
 	}
-	err := r.Snapshot().Error()
+	err := r.raft.Snapshot().Error()
 	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return fmt.Errorf("checkpoint of shard %d: %w", g.id, err)
 	}

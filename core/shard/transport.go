@@ -87,8 +87,8 @@ func isHeartbeat(a *raft.AppendEntriesRequest) bool {
 // AppendEntries implements raft.Transport.
 func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	beat := isHeartbeat(a)
-	if beat && t.g.beats.quiet.Load() {
-		t.g.beats.wait(t.g.ctx, t.g.quietBeat())
+	if beat && t.g.beats.quiet.Load() && t.g.beats.wait(t.g.ctx, &t.g.node.moments) {
+		t.g.cur.Load().wantBeats()
 	}
 	if err := t.mayLead(); err != nil {
 		return err
@@ -102,6 +102,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *ra
 	sent := t.g.peers.sending()
 	if err := send(id, to, a, resp); err != nil {
 		t.g.peers.missed(id)
+		t.g.news.tell()
 		if !beat {
 			t.awaitReachable(id, a.Term, time.Now())
 		}
@@ -174,8 +175,13 @@ func (p *pipeline) AppendEntries(a *raft.AppendEntriesRequest, resp *raft.Append
 	if err := p.t.load(p.to, a); err != nil {
 		return nil, err
 	}
-	if p.repeats(a, time.Now()) {
-		return nil, nil
+	if now := time.Now(); p.repeats(a, now) {
+		if !p.rest(a, now) {
+			return nil, nil
+		}
+		if err := p.t.mayLead(); err != nil {
+			return nil, err
+		}
 	}
 	return p.AppendPipeline.AppendEntries(a, resp)
 }
