@@ -44,8 +44,7 @@ race: ## the same under the race detector (needs a C compiler)
 
 fuzz: ## every fuzz target for FUZZTIME (default 10s)
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r f; do \
-	  sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$f" | while read -r t; do \
-	    echo "$$t in $$(dirname "$$f")"; go test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$f")" </dev/null; done; done
+	  sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$f" | while read -r t; do deploy/fuzz.sh "$$(dirname "$$f")" "$$t" $(FUZZTIME); done; done
 
 e2e: build bin/sluice-chaos ## real processes, killed and restarted, and the page in a real browser (RECORDINGS=directory adds recordings)
 	go test -tags e2e -count=1 -timeout 20m ./cmd/internal/e2e/
