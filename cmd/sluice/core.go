@@ -107,9 +107,15 @@ func runCore(ctx context.Context, config conf.Core, logger *slog.Logger, serving
 	if config.Limits.Connections == 0 {
 		config.Limits.Connections = connectionsFor(files)
 	}
-	n := &coreNode{config: config, logger: logger, segments: segmentsFor(files)}
-	if err := n.open(); err != nil {
-		n.close()
+	var n *coreNode
+	if err := proc.AfterPredecessor(ctx, logger, func() error {
+		n = &coreNode{config: config, logger: logger, segments: segmentsFor(files)}
+		err := n.open()
+		if err != nil {
+			n.close()
+		}
+		return err
+	}); err != nil {
 		return coreHint(err)
 	}
 	p := proc.New(logger)

@@ -53,9 +53,13 @@ func Run(ctx context.Context, fs vfs.FS, c Config, logger *slog.Logger, serving 
 		logger.Warn("limit of open files stays as it is", "error", err)
 	}
 	proc.LimitMemory()
-	p := proc.New(logger)
-	g, err := Open(p, fs, c, logger)
-	if err != nil {
+	var p *proc.Process
+	var g *edge.Gateway
+	if err := proc.AfterPredecessor(ctx, logger, func() (err error) {
+		p = proc.New(logger)
+		g, err = Open(p, fs, c, logger)
+		return err
+	}); err != nil {
 		return err
 	}
 	return p.Run(ctx, func() { serving(Addresses(g)) })
