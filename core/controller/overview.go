@@ -230,7 +230,7 @@ func nodeOverview(image *meta.Image, n meta.Node, r *nodeReport) NodeOverview {
 func (c *Controller) shardOverview(s *meta.Shard, reports map[meta.NodeID]*nodeReport) ShardOverview {
 	o := ShardOverview{
 		ID: s.ID, Partitions: s.Partitions, ReplicationFactor: s.ReplicationFactor, Leader: meta.NoNode,
-		Replicas: s.Nodes(), InSync: s.ISR, Removing: serverNodes(s.Leaving), Lost: s.Lost,
+		Replicas: s.Nodes(), InSync: s.ISR, Removing: serverNodes(s.Leaving), Lost: c.Image().HasLost(s),
 	}
 	if leader, _, ok := c.LeaderOf(s.ID); ok {
 		o.Leader = leader

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"sluice/core/meta"
+	"sluice/core/shard"
 )
 
 // recoverRequest asks for a shard whose data is lost to begin anew, with empty partitions.
@@ -18,21 +19,30 @@ func (c *Controller) RecoverShard(ctx context.Context, id meta.ShardID) error {
 }
 
 func (l *lead) recover(ctx context.Context, r *commandRequest) (meta.Result, error) {
-	if err := l.checkLevel(meta.LevelRefound); err != nil {
-		return meta.Result{Err: err}, nil
-	}
-	s := l.c.Image().Shard(r.Recover.Shard)
+	image := l.c.Image()
+	s := image.Shard(r.Recover.Shard)
 	switch {
 	case s == nil:
 		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "Shard %d does not exist.", r.Recover.Shard)}, nil
-	case !s.Lost:
+	case !image.HasLost(s):
 		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "Shard %d has its data: there is nothing to recover from.", s.ID)}, nil
+	}
+	if err := l.checkLevel(refoundLevel(s)); err != nil {
+		return meta.Result{Err: err}, nil
 	}
 	cmd := l.refound(s)
 	if cmd == nil {
 		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "No node can take shard %d now.", s.ID)}, nil
 	}
 	return l.propose(ctx, r.ID, cmd)
+}
+
+// refoundLevel is the level that all nodes need for a shard without its data to begin anew.
+func refoundLevel(s *meta.Shard) uint8 {
+	if s.Lost {
+		return meta.LevelRefound
+	}
+	return meta.LevelRefoundMoving
 }
 
 // refound plans the new members of a lost shard: the nodes with the fewest replicas. It returns nil when there is none.
@@ -52,16 +62,17 @@ func (l *lead) refound(s *meta.Shard) *meta.RefoundShard {
 	if len(b.voters[s.ID]) == 0 {
 		return nil
 	}
-	return &meta.RefoundShard{Shard: s.ID, Voters: b.voters[s.ID]}
+	return &meta.RefoundShard{Shard: s.ID, Voters: b.voters[s.ID], Moving: !s.Lost}
 }
 
 // refoundEmpty begins lost shards anew that have no partitions, and so have lost nothing. It tells whether there was one.
 func (l *lead) refoundEmpty(ctx context.Context) (bool, error) {
-	if !l.c.autoBalance() || l.checkLevel(meta.LevelRefound) != nil {
+	if !l.c.autoBalance() {
 		return false, nil
 	}
-	for _, s := range l.c.Image().Shards() {
-		if !s.Lost || s.Partitions > 0 {
+	image := l.c.Image()
+	for _, s := range image.Shards() {
+		if !image.HasLost(s) || s.Partitions > 0 || l.checkLevel(refoundLevel(s)) != nil {
 			continue
 		}
 		if cmd := l.refound(s); cmd != nil {
@@ -72,11 +83,25 @@ func (l *lead) refoundEmpty(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// foundAgain removes a replica that was opened while its shard was lost, and has been given nothing: it is founded instead.
+// foundAgain removes a replica of a shard that begins anew, when it is of the shard as it was: it is founded instead.
 func (c *Controller) foundAgain(s *meta.Shard) error {
 	r := c.replica(s.ID)
-	if r == nil || !c.shallFound(s) || len(r.group.Replicas()) > 0 {
+	if r == nil || !c.shallFound(s) || !ofThePast(c.Image(), s, r.group) {
 		return nil
 	}
+	c.log.Info("the shard begins anew without what this replica had of it", "shard", s.ID)
 	return c.removeReplica(s.ID)
+}
+
+// ofThePast tells whether a replica belongs to what a shard was before it began anew. One that was opened while the shard was lost
+// has been given nothing. One that the shard was being moved to has a member that is gone, is no founder, and was needed for a leader.
+func ofThePast(image *meta.Image, s *meta.Shard, g *shard.Group) bool {
+	members := g.Replicas()
+	if _, _, led := g.Leader(); led || s.Generation == 0 {
+		return len(members) == 0
+	}
+	return len(members) == 0 || slices.ContainsFunc(members, func(m shard.Replica) bool {
+		n, ok := image.Node(m.Server.Node)
+		return m.Voter && (!ok || n.Server() != m.Server) && !slices.Contains(s.Founding, m.Server)
+	})
 }

@@ -142,3 +142,56 @@ func TestMovedReplicaIsNotRemovedByForce(t *testing.T) {
 	all[0].eventually("the shards moved", func() bool { return still(all[0].Image()) && len(lostShards(all[0].Image())) == 0 })
 	holds(t, all, "one", 5)
 }
+
+// TestShardBeginsAnewThatWasLostWhileMoving: the node that it was moved to may be left with an empty replica, or with one that waits
+// for a majority that will never be.
+func TestShardBeginsAnewThatWasLostWhileMoving(t *testing.T) {
+	all := briskTrio(t)
+	ctx := context.Background()
+	all[0].create(meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
+	load(t, all, "one", 5)
+	victim, rest := all[2], all[:2]
+	victim.crash()
+	rest[0].eventually("fenced", func() bool { n, _ := rest[0].Image().Node(3); return n.Fenced })
+	var lost []meta.ShardID
+	for _, s := range rest[0].Image().Shards() {
+		if len(s.Voters) != 1 || !s.Has(victim.id.server()) {
+			continue
+		}
+		if lost = append(lost, s.ID); len(lost) == 1 { // the vote had come, and no more
+			if err := rest[0].node.Bootstrap(s.ID, []meta.Server{victim.id.server(), rest[0].id.server()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := rest[0].MoveShard(ctx, s.ID, []meta.NodeID{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(lost) == 0 {
+		t.Fatal("node 3 had nothing alone")
+	}
+	if err := rest[0].RecoverShard(ctx, lost[0]); err == nil {
+		t.Fatal("a shard began anew whose data may come back")
+	}
+	rest[0].eventually("the replica it was moved to", func() bool {
+		r := rest[0].replica(lost[0])
+		return r != nil && len(r.group.Replicas()) == 2
+	})
+	all = []*member{rest[0], rest[1], start(t, brisk(options(3, rest[0].Addr())))}
+	for _, id := range lost {
+		s := all[0].Image().Shard(id)
+		if s.Lost || !all[0].Image().HasLost(s) {
+			t.Fatalf("%+v", s)
+		}
+		if id != lost[0] {
+			all[0].eventually("the shard to begin anew", func() bool { return all[0].RecoverShard(ctx, id) == nil })
+			continue
+		}
+		cmd := &meta.RefoundShard{Shard: id, Voters: []meta.Server{all[0].id.server()}, Moving: true} // to where the old replica waits
+		if res, err := leaderOf(t, all).lead.propose(ctx, meta.RequestID{}, cmd); err != nil || res.Err != nil {
+			t.Fatal(err, res.Err)
+		}
+	}
+	led(all[0], lost)
+	written(t, all, lost, 7)
+}

@@ -160,7 +160,7 @@ func (c *Controller) Status() any {
 }
 
 func (c *Controller) shardStatus(s *meta.Shard) ShardStatus {
-	out := ShardStatus{ID: s.ID, Replicas: s.Nodes(), ISR: c.ISR(s.ID), Leader: meta.NoNode, Partitions: s.Partitions, Lost: s.Lost}
+	out := ShardStatus{ID: s.ID, Replicas: s.Nodes(), ISR: c.ISR(s.ID), Leader: meta.NoNode, Partitions: s.Partitions, Lost: c.Image().HasLost(s)}
 	if leader, term, ok := c.LeaderOf(s.ID); ok {
 		out.Leader, out.Term = leader, term
 	}

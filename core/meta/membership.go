@@ -15,8 +15,10 @@ const (
 	LevelMoves = 2
 	// LevelRefound: RefoundShard, kind 27.
 	LevelRefound = 3
+	// LevelRefoundMoving: RefoundShard with Moving.
+	LevelRefoundMoving = 4
 	// Level is this release's.
-	Level = LevelRefound
+	Level = LevelRefoundMoving
 )
 
 // unregisteredMax is how many removed nodes are remembered. One that is older, and whose directory is started again after all, is

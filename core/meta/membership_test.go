@@ -171,3 +171,62 @@ func TestNodeIsRemovedForGood(t *testing.T) {
 		t.Error("the new node drains")
 	}
 }
+
+// A shard is moved away from the only server that has its data, and that one's directory is lost.
+func TestDataIsLostWhileItMoves(t *testing.T) {
+	for name, lose := range map[string]func(do func(Command) Result){
+		"replaced": func(do func(Command) Result) {
+			do(&FenceNode{Server: server(1, "a"), Fenced: true})
+			do(&RegisterNode{Node: Node{ID: 1, Incarnation: "b"}})
+		},
+		"removed": func(do func(Command) Result) {
+			do(&UnregisterNode{Server: server(1, "a"), Dead: true, LoseData: true})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, do := registered(t, 1, 2, 3)
+			from, to, fresh := []Server{server(1, "a")}, []Server{server(2, "a")}, []Server{server(3, "a")}
+			do(&CreateTopics{Shards: []ShardSpec{{ID: 1, Voters: from}}})
+			do(&ReportShard{Shard: 1, Term: 4, Leader: 1, ISR: []NodeID{1}})
+			do(&AssignShards{Items: []ShardAssignment{{Shard: 1, From: from, Voters: to}}})
+			again := &RefoundShard{Shard: 1, Voters: fresh, Moving: true}
+			if s.Image().HasLost(s.Image().Shard(1)) || do(again).Err == nil {
+				t.Fatal("it is lost while the node that has it is there")
+			}
+			lose(do)
+			if !s.Image().HasLost(s.Image().Shard(1)) {
+				t.Fatal("it is not lost")
+			}
+			if do(&RefoundShard{Shard: 1, Voters: fresh}).Err == nil {
+				t.Error("it began anew without Moving, as a node of an older release would not let it")
+			}
+			if r := do(again); r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			got := s.Image().Shard(1)
+			if !slices.Equal(got.Founding, fresh) || !slices.Equal(got.Leaving, to) || got.Leader != NoNode || got.Term != 0 || s.Image().HasLost(got) {
+				t.Errorf("%+v", got)
+			}
+			if r := do(again); r.Err != nil {
+				t.Errorf("the same again: %v", r.Err)
+			}
+		})
+	}
+}
+
+// The server that a shard was being moved to leads it after all, and says so late.
+func TestDataThatHasMovedIsNotLost(t *testing.T) {
+	s, do := registered(t, 1, 2)
+	do(&CreateTopics{Shards: []ShardSpec{{ID: 1, Voters: []Server{server(1, "a")}}}})
+	do(&ReportShard{Shard: 1, Term: 4, Leader: 1, ISR: []NodeID{1}})
+	do(&AssignShards{Items: []ShardAssignment{{Shard: 1, From: []Server{server(1, "a")}, Voters: []Server{server(2, "a")}}}})
+	do(&FenceNode{Server: server(1, "a"), Fenced: true})
+	do(&RegisterNode{Node: Node{ID: 1, Incarnation: "b"}})
+	do(&ReportShard{Shard: 1, Term: 5, Leader: 2, ISR: []NodeID{2}})
+	if s.Image().HasLost(s.Image().Shard(1)) {
+		t.Error("it is lost though it is led")
+	}
+	if do(&RefoundShard{Shard: 1, Voters: []Server{server(1, "b")}, Moving: true}).Err == nil {
+		t.Error("a shard that is led began anew")
+	}
+}

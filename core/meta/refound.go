@@ -6,16 +6,32 @@ import "slices"
 type RefoundShard struct {
 	Shard  ShardID  `cbor:"1,keyasint"`
 	Voters []Server `cbor:"2,keyasint"`
+	// Moving also begins a shard anew that GoneWhileMoving tells of.
+	Moving bool `cbor:"3,keyasint,omitempty"`
 }
+
+// GoneWhileMoving tells whether a shard has lost its data though it is not marked as Lost: it was being moved away from the only
+// server that had all of it and led it, and that server's directory is gone. When the new server leads after all, its report says so.
+func (i *Image) GoneWhileMoving(s *Shard) bool {
+	if s.Lost || len(s.Voters) != 1 || len(s.Leaving) != 1 || s.Leader != s.Leaving[0].Node {
+		return false
+	}
+	n, ok := i.Node(s.Leader)
+	return !ok || n.Server() != s.Leaving[0]
+}
+
+// HasLost tells whether a shard is without its data, so that nobody can lead it.
+func (i *Image) HasLost(s *Shard) bool { return s.Lost || i.GoneWhileMoving(s) }
 
 func (c *RefoundShard) apply(t *transition) Result {
 	s := t.Shard(c.Shard)
 	switch {
 	case s == nil:
 		return Result{Err: Errorf(CodeInvalidRequest, "Shard %d does not exist.", c.Shard)}
-	case !s.Lost && slices.Equal(s.Founding, c.Voters):
+	case s.Lost || c.Moving && t.GoneWhileMoving(s):
+	case slices.Equal(s.Founding, c.Voters):
 		return Result{}
-	case !s.Lost:
+	default:
 		return Result{Err: Errorf(CodeInvalidRequest, "Shard %d has its data.", c.Shard)}
 	}
 	if err := t.checkVoters(&ShardAssignment{Shard: c.Shard, Voters: c.Voters}); err != nil {
