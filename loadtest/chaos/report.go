@@ -75,6 +75,7 @@ type Report struct {
 	Dir         string                      `json:"dir"`
 	Began       time.Time                   `json:"began"`
 	Took        time.Duration               `json:"took"`
+	Lost        time.Duration               `json:"machine_lost"` // the part of it in which the machine stood still or was taken by others
 	Conditions  Conditions                  `json:"conditions"`
 	Planned     int                         `json:"planned"`
 	Faults      []Outcome                   `json:"faults"`
@@ -150,8 +151,8 @@ func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
 
 // WriteText writes the report for people.
 func (r *Report) WriteText(w io.Writer) {
-	fmt.Fprintf(w, "\nseed %d: %d faults of %d in %v, %d acknowledged writes; longest gap before the first fault %v\n", r.Seed, len(r.Faults), r.Planned,
-		r.Took.Round(time.Second), r.Acked, round(r.QuietGap.Long))
+	fmt.Fprintf(w, "\nseed %d: %d faults of %d in %v, %d acknowledged writes; longest gap before the first fault %v; the machine stood still or was taken by others for %v\n", r.Seed,
+		len(r.Faults), r.Planned, r.Took.Round(time.Second), r.Acked, round(r.QuietGap.Long), r.Lost.Round(time.Second))
 	fmt.Fprintf(w, "%-14s %5s  %10s %10s %10s  %10s %10s\n", "fault", "count", "gap p50", "gap max", "stock max", "heal p50", "heal max")
 	for _, k := range slices.Sorted(maps.Keys(r.Kinds)) {
 		s := r.Kinds[k]

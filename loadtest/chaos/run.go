@@ -217,6 +217,7 @@ func (r *run) verdict(ctx context.Context) error {
 	}
 	r.report.Replicas, err = compareReplicas(dirs)
 	r.report.Took = time.Since(r.start)
+	r.report.Lost = r.stalls.lost(gap{Long: r.report.Took})
 	return err
 }
 

@@ -85,7 +85,10 @@ func (s *stalls) took(from, to time.Time, least time.Duration) {
 }
 
 // within is how much of a gap the machine stood still or was taken by others, up to excusedMax.
-func (s *stalls) within(g gap) time.Duration {
+func (s *stalls) within(g gap) time.Duration { return min(s.lost(g), excusedMax) }
+
+// lost is within without a bound.
+func (s *stalls) lost(g gap) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	still := union(s.mu.list, g)
@@ -96,7 +99,7 @@ func (s *stalls) within(g gap) time.Duration {
 	if g.Long > 0 { // while it stood still nobody had it
 		others *= float64(g.Long-still) / float64(g.Long)
 	}
-	return min(still+time.Duration(others), excusedMax)
+	return still + time.Duration(others)
 }
 
 // in is how much of a gap it covers.
