@@ -56,6 +56,12 @@ func NewNode(o Options) (*Node, error) {
 	if o.CheckpointBytes <= 0 {
 		o.CheckpointBytes = DefaultCheckpointBytes
 	}
+	if o.quietAfter == 0 {
+		o.quietAfter = quietAfter
+	}
+	if o.quietBeat == 0 {
+		o.quietBeat = time.Duration(float64(o.Heartbeat) * quietPart)
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -64,7 +70,7 @@ func NewNode(o Options) (*Node, error) {
 	}
 	n := &Node{o: o, log: o.Logger}
 	n.spare.init()
-	n.moments.every = quietBeat(o.Heartbeat)
+	n.moments.every = o.quietBeat
 	if err := n.sweep(); err != nil {
 		return nil, err
 	}

@@ -38,14 +38,10 @@ func (p *pipeline) repeats(a *raft.AppendEntriesRequest, now time.Time) bool {
 // quietAfter, until there is one. It belongs to the watcher.
 func (g *Group) pace(now time.Time) {
 	_, leads := g.leads()
-	quiet := g.idle.longSince(leads, g.raft().LastIndex(), now)
+	quiet := g.idle.look(leads, g.raft().LastIndex(), now) >= g.node.o.quietAfter
 	if g.beats.quiet.Swap(quiet) && !quiet {
 		g.news.tell()
 	}
-}
-
-func quietBeat(heartbeat time.Duration) time.Duration {
-	return time.Duration(float64(heartbeat) * quietPart)
 }
 
 // rest keeps the library's goroutine that sends to a follower while there is nothing to send: otherwise it looks every 150 to 300 ms, at
@@ -187,17 +183,17 @@ type idle struct {
 	since time.Time
 }
 
-// longSince takes a look at the log's last index and tells whether the group counts as idle.
-func (i *idle) longSince(leads bool, last uint64, now time.Time) bool {
+// look takes a look at the log's last index and tells for how long it has been the same.
+func (i *idle) look(leads bool, last uint64, now time.Time) time.Duration {
 	switch {
 	case !leads:
 		*i = idle{}
 	case i.since.IsZero() || last != i.last:
 		*i = idle{last: last, since: now}
 	default:
-		return now.Sub(i.since) >= quietAfter
+		return now.Sub(i.since)
 	}
-	return false
+	return 0
 }
 
 // UntilEven is the time until the next whole multiple of d: what looks regularly does so at the

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"sluice/core/meta"
 )
 
 func TestIdle(t *testing.T) {
@@ -17,7 +19,7 @@ func TestIdle(t *testing.T) {
 	look := func(leads bool, last uint64, after time.Duration, want bool) {
 		t.Helper()
 		at = at.Add(after)
-		if got := i.longSince(leads, last, at); got != want {
+		if got := i.look(leads, last, at) >= quietAfter; got != want {
 			t.Errorf("at %v with last %d: idle is %v", at, last, got)
 		}
 	}
@@ -102,6 +104,70 @@ func TestIdleFollowerIsLeftAlone(t *testing.T) {
 	if most := 1 + uint64(time.Since(began)/repeatAfter); times()-before > most+1 {
 		t.Errorf("%d messages within %v of idleness", times()-before, time.Since(began))
 	}
+}
+
+// calm is a heartbeat timeout with which a busy machine keeps its leader.
+const calm = 3 * time.Second
+
+// resting tells whether a leader's group is idle and the library's goroutines that send to its followers wait.
+func resting(m *member) func() bool {
+	return func() bool {
+		m.group.news.mu.Lock()
+		defer m.group.news.mu.Unlock()
+		return m.group.beats.quiet.Load() && m.group.news.is != nil
+	}
+}
+
+// Whatever happens to a group that has been idle for long is known to everybody as soon as in another one.
+func TestRestingGroup(t *testing.T) {
+	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) {
+		o.quietAfter, o.quietBeat, o.Heartbeat = time.Second, 150*time.Millisecond, calm
+	})
+	leader := c.leader()
+	f := follower(c, leader)
+	leader.mustPut("a=1")
+	c.until("the group rests", resting(leader))
+	leader.mustPut("b=2")
+	c.until("the followers have the entry", c.same(leader, f))
+	c.until("the group rests again", resting(leader))
+	f.crash() // comes back without knowing what is committed
+	f.restart()
+	c.until("the follower has both entries", c.same(leader, f))
+	c.until("the group rests beside it", resting(leader))
+	if err := leader.group.Verify(t.Context()); err != nil {
+		t.Errorf("a resting leader does not prove itself: %v", err)
+	}
+	c.until("the follower is in sync", func() bool { return leader.group.inSync(f.group.node.o.Self) })
+	if err := leader.group.Transfer(t.Context(), f.group.node.o.Self.Node); err != nil {
+		t.Fatal(err)
+	}
+	c.leader(f.group.node.o.Self.Node).mustPut("c=3")
+	c.until("the old leader has what the new one wrote", c.same(f, leader))
+	c.until("the new leader rests", resting(f)) // until the end of the test
+}
+
+// The library waits a tenth to a fifth of the heartbeat timeout after each heartbeat. Those of idle groups are sent at every moment all the same, here 10 ms apart.
+func TestIdleHeartbeatsComeAtEveryMoment(t *testing.T) {
+	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) {
+		o.quietAfter, o.quietBeat, o.Heartbeat = time.Millisecond, 10*time.Millisecond, calm
+	})
+	leader := c.leader()
+	leader.mustPut("a=1")
+	c.until("the group rests", resting(leader))
+	const some, librarys = 10, calm / 10
+	began, turn := time.Now(), leader.group.beats.turn.Load()
+	c.until("heartbeats come faster than by the library's timer", func() bool {
+		now := leader.group.beats.turn.Load()
+		if now < turn+some {
+			return false
+		}
+		took := time.Since(began)
+		began, turn = time.Now(), now
+		return took < some*librarys/2
+	})
+	c.until("the heartbeat timeout is what it was", func() bool {
+		return leader.group.raft().ReloadableConfig().HeartbeatTimeout == leader.group.heartbeat
+	})
 }
 
 func TestBeatsWaitForEachOther(t *testing.T) {

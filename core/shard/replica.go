@@ -126,6 +126,9 @@ func (r *replica) set(change func(*raft.ReloadableConfig)) error {
 // and not for a timer of the library's, one each, 50 to 100 ms later. What makes it do so is that the heartbeat timeout becomes shorter: it
 // becomes longer by a nanosecond first. It does not block, and where it comes too late the timer is waited for.
 func (r *replica) wantBeats() {
+	if r.raft.State() != raft.Leader { // a follower that is told so would not wait for its leader
+		return
+	}
 	for _, more := range []time.Duration{1, 0} {
 		_ = r.set(func(c *raft.ReloadableConfig) { // what was valid stays so
 			c.HeartbeatTimeout, c.ElectionTimeout = r.g.heartbeat+more, r.g.heartbeat+more

@@ -110,6 +110,8 @@ type Options struct {
 	CheckpointBytes int64
 	// Logger gets what a person should know; nil discards it.
 	Logger *slog.Logger
+
+	quietAfter, quietBeat time.Duration // other than usual in tests alone: see limits
 }
 
 // Handler serves a connection of a further kind. The connection is closed when it returns or when
