@@ -2,9 +2,10 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"sync"
@@ -200,7 +201,9 @@ type gate struct {
 	mu    sync.Mutex
 	to    string
 	shut  bool
+	held  bool
 	conns map[net.Conn]struct{}
+	mute  map[net.Conn]struct{} // what comes in there goes nowhere
 }
 
 func newGate(t testing.TB) *gate {
@@ -208,7 +211,7 @@ func newGate(t testing.TB) *gate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &gate{l: l, conns: map[net.Conn]struct{}{}}
+	g := &gate{l: l, conns: map[net.Conn]struct{}{}, mute: map[net.Conn]struct{}{}}
 	g.wg.Go(g.run)
 	return g
 }
@@ -236,8 +239,29 @@ func (g *gate) set(shut bool) {
 	}
 }
 
+// hold lets all connections that are open, and those to come while it holds, carry nothing any more. They stay open.
+func (g *gate) hold(held bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.held = held; held {
+		maps.Copy(g.mute, g.conns)
+	}
+}
+
+func (g *gate) isMute(c net.Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, mute := g.mute[c]
+	return mute
+}
+
 func (g *gate) close() {
 	g.l.Close()
+	g.mu.Lock()
+	for c := range g.mute {
+		c.Close()
+	}
+	g.mu.Unlock()
 	g.set(true)
 	g.wg.Wait()
 }
@@ -266,6 +290,9 @@ func (g *gate) run() {
 			out.Close()
 		}
 		g.conns[in], g.conns[out] = struct{}{}, struct{}{}
+		if g.held {
+			g.mute[in], g.mute[out] = struct{}{}, struct{}{}
+		}
 		g.mu.Unlock()
 		g.wg.Go(func() { g.copy(in, out) })
 		g.wg.Go(func() { g.copy(out, in) })
@@ -273,13 +300,36 @@ func (g *gate) run() {
 }
 
 func (g *gate) copy(to, from net.Conn) {
-	io.Copy(to, from)
-	to.Close()
-	from.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if err == nil && !g.isMute(from) {
+			_, err = to.Write(buf[:n])
+		}
+		if err != nil && g.isMute(from) && !errors.Is(err, net.ErrClosed) {
+			break // the other end learns nothing
+		}
+		if err != nil {
+			to.Close()
+			from.Close()
+			break
+		}
+	}
 	g.mu.Lock()
 	delete(g.conns, to)
 	delete(g.conns, from)
 	g.mu.Unlock()
+}
+
+// halfOpen lets the links between one node and the others carry nothing, without closing them, or lets new ones carry again.
+func (c *cluster) halfOpen(id meta.NodeID, held bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, g := range c.gates {
+		if key[0] == id || key[1] == id {
+			g.hold(held)
+		}
+	}
 }
 
 // until waits for a condition, looking at every change of the groups and now and then.

@@ -21,6 +21,7 @@ type groupMetrics struct {
 	readToSend    *metrics.Counter
 	leaderChanges *metrics.Counter
 	forgotten     *metrics.Counter
+	dropped       *metrics.Counter
 	checkpoints   *metrics.Counter
 	pointBytes    *metrics.Counter
 }
@@ -38,6 +39,7 @@ func newGroupMetrics(g *Group) *groupMetrics {
 		readToSend:    s.NewCounter(name("log_read_to_send_bytes_total")),
 		leaderChanges: s.NewCounter(name("leader_changes_total")),
 		forgotten:     s.NewCounter(name("forgotten_confirmations_total")),
+		dropped:       s.NewCounter(name("stale_connections_total")),
 		checkpoints:   s.NewCounter(name("checkpoints_total")),
 		pointBytes:    s.NewCounter(name("checkpoint_written_bytes_total")),
 	}

@@ -16,6 +16,7 @@ type peers struct {
 	lost map[raft.ServerID]time.Time // the last request that failed
 	// confirmed is the term in which a member has answered with success; it has what it says since.
 	confirmed map[raft.ServerID]uint64
+	back      map[raft.ServerID]back
 }
 
 type peer struct {
@@ -27,7 +28,7 @@ type peer struct {
 }
 
 func newPeers(last func() uint64) *peers {
-	return &peers{last: last, byID: map[raft.ServerID]*peer{}, lost: map[raft.ServerID]time.Time{}, confirmed: map[raft.ServerID]uint64{}}
+	return &peers{last: last, byID: map[raft.ServerID]*peer{}, lost: map[raft.ServerID]time.Time{}, confirmed: map[raft.ServerID]uint64{}, back: map[raft.ServerID]back{}}
 }
 
 // sending is called before a request is sent.
@@ -49,6 +50,7 @@ func (p *peers) heard(id raft.ServerID, last uint64, resp *raft.AppendEntriesRes
 		p.byID[id] = f
 	}
 	f.answered = now
+	p.returnedLocked(id, now)
 	f.lastIndex = resp.LastLog
 	switch string(resp.Addr) {
 	case markComplete:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -34,9 +35,12 @@ func newStream(n *Node, shard meta.ShardID) *stream {
 
 type streamConn struct {
 	net.Conn
-	s    *stream
-	once sync.Once
-	err  error
+	s  *stream
+	to raft.ServerAddress // whom it was dialled to; empty when the other side has
+	// waiting is since when what was written has not been answered, in nanoseconds of Unix time; 0 when nothing waits.
+	waiting atomic.Int64
+	once    sync.Once
+	err     error
 }
 
 // Close implements net.Conn.
@@ -51,8 +55,8 @@ func (c *streamConn) Close() error {
 }
 
 // own registers a connection, or closes it when the stream has ended.
-func (s *stream) own(c net.Conn) (net.Conn, error) {
-	sc := &streamConn{Conn: c, s: s}
+func (s *stream) own(c net.Conn, to raft.ServerAddress) (net.Conn, error) {
+	sc := &streamConn{Conn: c, s: s, to: to}
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {
@@ -67,7 +71,7 @@ func (s *stream) own(c net.Conn) (net.Conn, error) {
 
 // offer hands over a connection that another server dialled.
 func (s *stream) offer(c net.Conn) bool {
-	own, err := s.own(c)
+	own, err := s.own(c, "")
 	if err != nil {
 		return false
 	}
@@ -108,7 +112,7 @@ func (s *stream) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	return s.own(c)
+	return s.own(c, to)
 }
 
 // Close implements net.Listener.

@@ -109,7 +109,9 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *ra
 		return err
 	}
 	t.g.peers.heard(id, sent, resp)
-	if !beat {
+	if beat {
+		t.dropStale(id, to)
+	} else {
 		t.g.looksForgetful(id, a, resp)
 	}
 	return nil

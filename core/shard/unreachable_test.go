@@ -32,3 +32,21 @@ func TestMemberIsWantedAsSoonAsItAnswers(t *testing.T) {
 		t.Errorf("the member that is back was left alone for %v", took)
 	}
 }
+
+// The network forgets the connections to a follower and tells nobody. Once it can be reached again, what waits on them is not waited for.
+func TestForgottenConnections(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	f := follower(c, leader)
+	leader.mustPut("k=v")
+	c.until("the follower follows", c.same(leader, f))
+	began := time.Now()
+	c.halfOpen(f.id, true)
+	leader.mustPut("meanwhile=1")
+	c.until("a heartbeat has failed", func() bool { return leader.group.peers.lostSince(serverID(f.self), began) })
+	c.halfOpen(f.id, false)
+	c.until("the follower has caught up", c.same(leader, f))
+	if n := leader.group.metrics.dropped.Get(); n == 0 {
+		t.Errorf("no connection was dropped, it took %v", time.Since(began))
+	}
+}
