@@ -69,7 +69,7 @@ func newFetcher(t *testing.T, fs vfs.FS, srv *server, peers ...Peer) *replica {
 // run runs the set until it is complete, while do runs beside it.
 func run(t *testing.T, r *replica, do func()) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- r.set.Run(ctx) }()
@@ -369,7 +369,7 @@ func TestEveryCallFailsDuringCatchUp(t *testing.T) {
 			what = fmt.Sprintf("call %d, %s of %s, failed", n, op, path)
 			return errInjected
 		})
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		ended := make(chan error, 1)
 		go func() { ended <- r.set.Run(ctx) }()
 		select {

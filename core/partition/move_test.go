@@ -68,7 +68,7 @@ func asIs(c net.Conn) net.Conn { return c }
 // run runs the stage until it has come to the section.
 func (s *Stage) runUntilSealed(t *testing.T, section []byte) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	ended := make(chan struct{})
 	go func() {

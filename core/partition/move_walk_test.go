@@ -304,7 +304,7 @@ func (n *moveNode) seal(p *movedPartition) {
 	if s == nil || s.Taken() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	sealed := make(chan error, 1)
 	go func() { sealed <- s.Seal(ctx, p.section) }()
@@ -474,7 +474,7 @@ func (n *moveNode) install(s int) {
 // complete fetches what a replica lacks from the other node.
 func (n *moveNode) complete(s int) {
 	r := n.shards[s]
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- r.set.Run(ctx) }()

