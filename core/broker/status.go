@@ -3,6 +3,7 @@ package broker
 import (
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/VictoriaMetrics/metrics"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -19,6 +20,7 @@ type brokerMetrics struct {
 	refusedLowDisk                *metrics.Counter
 	fetchedBytes, fetchedEmpty    *metrics.Counter
 	sessionsOpened, sessionsEnded *metrics.Counter
+	failures                      sync.Map // failure to its *metrics.Counter: a request may name 100,000 partitions that are not there
 }
 
 func newBrokerMetrics() *brokerMetrics {
@@ -41,11 +43,24 @@ func (m *brokerMetrics) failed(api string, code int16) {
 	if code == codeNone {
 		return
 	}
+	key := failure{api: api, code: code}
+	if c, ok := m.failures.Load(key); ok {
+		c.(*metrics.Counter).Inc()
+		return
+	}
 	name := "UNKNOWN"
 	if e := kerr.TypedErrorForCode(code); e != nil {
 		name = e.Message
 	}
-	m.set.GetOrCreateCounter(fmt.Sprintf("sluice_broker_errors_total{api=%q,error=%q}", api, name)).Inc()
+	c := m.set.GetOrCreateCounter(fmt.Sprintf("sluice_broker_errors_total{api=%q,error=%q}", api, name))
+	m.failures.Store(key, c)
+	c.Inc()
+}
+
+// failure is what errors are counted by. There are as many as APIs and codes of ours.
+type failure struct {
+	api  string
+	code int16
 }
 
 // WritePrometheus writes the metrics of the broker and all its parts in Prometheus' text form.
