@@ -49,6 +49,7 @@ type Group struct {
 	news  news
 	idle  idle // belongs to the watcher
 	doubt doubt
+	yield atomic.Int64 // until when it leaves an election to another, in nanoseconds of Unix time
 
 	ctx    context.Context // of the group's own goroutines
 	cancel context.CancelFunc

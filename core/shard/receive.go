@@ -74,6 +74,7 @@ func (t *transport) receive(rpc raft.RPC, stop <-chan struct{}) {
 			rpc.Respond(&raft.RequestPreVoteResponse{RPCHeader: t.header(), Term: t.g.term()}, nil)
 			return
 		}
+		t.g.hasten()
 		t.forward(rpc, stop)
 	case *raft.TimeoutNowRequest:
 		if !t.g.member() || !t.g.sm.Complete() {

@@ -129,6 +129,11 @@ func (r *replica) wantBeats() {
 	if r.raft.State() != raft.Leader { // a follower that is told so would not wait for its leader
 		return
 	}
+	r.nudge()
+}
+
+// nudge has the library look at its timers.
+func (r *replica) nudge() {
 	for _, more := range []time.Duration{1, 0} {
 		_ = r.set(func(c *raft.ReloadableConfig) { // what was valid stays so
 			c.HeartbeatTimeout, c.ElectionTimeout = r.g.heartbeat+more, r.g.heartbeat+more

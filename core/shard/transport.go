@@ -203,6 +203,9 @@ func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, a *r
 	if err := t.g.awaitCertainty(); err != nil {
 		return err
 	}
+	if err := t.g.yields(a); err != nil {
+		return err
+	}
 	return t.quick.RequestPreVote(id, to, a, resp)
 }
 

@@ -1,0 +1,41 @@
+package shard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sluice/core/meta"
+)
+
+// A follower that has not heard its leader for an election timeout grants a pre-vote, whenever its timer will come.
+func TestOverdueLeaderIsGivenUp(t *testing.T) {
+	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = 2 * time.Second })
+	leader := c.leader()
+	leader.mustPut("k=v")
+	others := c.others(leader.id)
+	f, asks := c.nodes[others[0]], c.nodes[others[1]]
+	c.until("both follow", func() bool { return c.same(leader, f)() && c.same(leader, asks)() })
+	ask := func() bool {
+		r := f.group.cur.Load()
+		last := r.raft.LastIndex()
+		answer := make(chan raft.RPCResponse, 1)
+		header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(asks.self.String()), Addr: []byte(asks.self.String())}
+		r.trans.receive(raft.RPC{RespChan: answer, Command: &raft.RequestPreVoteRequest{
+			RPCHeader: header, Term: r.raft.CurrentTerm() + 1, LastLogIndex: last + 1, LastLogTerm: r.raft.CurrentTerm(),
+		}}, r.quit)
+		return (<-answer).Response.(*raft.RequestPreVoteResponse).Granted
+	}
+	if ask() {
+		t.Fatal("a leader that is well was given up")
+	}
+	for _, m := range c.nodes {
+		c.partition(m.id, true)
+	}
+	r := f.group.cur.Load()
+	c.until("the leader is overdue, or given up already", func() bool { return r.overdue() || r.raft.State() == raft.Candidate })
+	if !ask() {
+		t.Error("it keeps to a leader that is overdue")
+	}
+}
