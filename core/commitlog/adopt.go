@@ -114,6 +114,14 @@ func (l *Log) adoptSegment(s *segment, info SegmentInfo, last bool) (*segment, e
 		l.flush(s.index)
 		return s, nil
 	}
+	if s != nil && s.unsettled { // the manifest counts already: nothing needs what it has replaced
+		if err := l.removeFile(s.base, dataSuffix); err != nil {
+			return nil, fmt.Errorf("remove replaced segment: %w", err)
+		}
+	}
+	if staged, err := l.adoptStaged(s, info); staged != nil || err != nil {
+		return staged, err
+	}
 	fresh := l.newSegment(info.Base)
 	fresh.tally, fresh.synced = tallyOf(info), info.Bytes
 	suffix := partSuffix
@@ -126,6 +134,26 @@ func (l *Log) adoptSegment(s *segment, info SegmentInfo, last bool) (*segment, e
 	}
 	fresh.data = l.files.handle(l.fs, l.path(info.Base, suffix))
 	l.setMissing(fresh, info, resume)
+	return fresh, nil
+}
+
+// adoptStaged returns the segment for info if it was staged here for a swap that the manifest has behind it.
+func (l *Log) adoptStaged(s *segment, info SegmentInfo) (*segment, error) {
+	stat, err := l.fs.Stat(l.stagedPath(info))
+	if err != nil || stat.Size() != info.Bytes {
+		return nil, nil //nolint:nilerr // it is fetched
+	}
+	if s != nil {
+		if err := l.setAside(s); err != nil {
+			return nil, err
+		}
+	}
+	if err := l.fs.Rename(l.stagedPath(info), l.path(info.Base, dataSuffix)); err != nil {
+		return nil, fmt.Errorf("name staged segment: %w", err)
+	}
+	l.moved = true
+	fresh := l.newSegment(info.Base)
+	fresh.tally, fresh.synced = tallyOf(info), info.Bytes
 	return fresh, nil
 }
 
@@ -207,7 +235,7 @@ func (l *Log) Quarantine(base int64) (SegmentInfo, error) {
 	if err := l.setAside(s); err != nil {
 		return SegmentInfo{}, l.fail(err)
 	}
-	fresh, err := l.adoptSegment(nil, info, last)
+	fresh, err := l.lacking(s, info, last)
 	if err == nil {
 		err = l.syncRenames()
 	}
@@ -219,6 +247,16 @@ func (l *Log) Quarantine(base int64) (SegmentInfo, error) {
 	l.mu.segments[i] = fresh
 	l.mu.hints = nil
 	return info, nil
+}
+
+// lacking is the missing segment that takes the place of one that was set aside.
+func (l *Log) lacking(s *segment, info SegmentInfo, last bool) (*segment, error) {
+	if !s.unsettled {
+		return l.adoptSegment(nil, info, last)
+	}
+	fresh := l.newSegment(info.Base)
+	fresh.tally, fresh.synced, fresh.unsettled = tallyOf(info), info.Bytes, true
+	return fresh, l.lackStaged(fresh, info)
 }
 
 func (l *Log) segmentLocked(base int64) (int, *segment) {

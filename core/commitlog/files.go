@@ -261,6 +261,13 @@ func (h *handle) drop() {
 	}
 }
 
+// name is the path under which the file is.
+func (h *handle) name() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.path
+}
+
 // rename moves the file; whoever has it open keeps it.
 func (h *handle) rename(path string) error {
 	h.mu.Lock()

@@ -224,7 +224,7 @@ func (w *segmentWriter) install() error {
 	if err := s.data.sync(); err != nil {
 		return l.fail(fmt.Errorf("sync segment: %w", err))
 	}
-	if err := s.data.rename(l.path(s.base, dataSuffix)); err != nil {
+	if err := s.data.rename(l.settledName(s, w.part.want)); err != nil {
 		return l.fail(err)
 	}
 	if err := l.removeFile(s.base, fillMarkSuffix); err != nil {

@@ -40,6 +40,9 @@ type segment struct {
 	missing *missingPart // not nil until it has been fetched
 	own     int64        // what lies from here on was appended by this process
 	repair  *repairPart  // not nil when a copy of it has been begun
+
+	// unsettled: its file has a name of its own, and the one that is called .log is what a crash may need. See SettleSwap.
+	unsettled bool
 }
 
 // missingPart is what has to be fetched before a segment can be read.

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,12 +19,13 @@ type found struct {
 	bases   []int64 // of segment files, ascending
 	indexes map[int64]bool
 	parts   map[int64]bool
-	fills   map[int64]bool // that say how much of them is filled
-	others  []string       // left by something that did not finish
+	fills   map[int64]bool  // that say how much of them is filled
+	others  []string        // left by something that did not finish
+	staged  map[string]bool // names of rewritten segments, whole or in part
 }
 
 func (l *Log) list() (found, error) {
-	f := found{indexes: map[int64]bool{}, parts: map[int64]bool{}, fills: map[int64]bool{}}
+	f := found{indexes: map[int64]bool{}, parts: map[int64]bool{}, fills: map[int64]bool{}, staged: map[string]bool{}}
 	if err := l.fs.MkdirAll(l.dir); err != nil {
 		return f, fmt.Errorf("create log directory: %w", err)
 	}
@@ -33,6 +35,7 @@ func (l *Log) list() (found, error) {
 	}
 	for _, name := range names {
 		base, suffix, ok := parseName(name)
+		staged, part := stagedKind(suffix)
 		switch {
 		case !ok: // not ours
 		case suffix == dataSuffix:
@@ -44,8 +47,10 @@ func (l *Log) list() (found, error) {
 		case suffix == fillMarkSuffix:
 			f.fills[base] = true
 			f.others = append(f.others, name)
-		case suffix == fillSuffix, suffix == staleSuffix, suffix == repairSuffix:
+		case suffix == fillSuffix, suffix == staleSuffix, suffix == repairSuffix, suffix == rewriteSuffix:
 			f.others = append(f.others, name)
+		case staged, part:
+			f.staged[name] = true
 		}
 	}
 	return f, nil
@@ -77,6 +82,7 @@ func Open(fsys vfs.FS, dir string, c Config) (*Log, error) {
 	for base := range f.parts {
 		f.others = append(f.others, fileName(base, partSuffix))
 	}
+	f.others = slices.AppendSeq(f.others, maps.Keys(f.staged))
 	r := recovery{l: l, f: f, safe: -1}
 	if err := r.run(); err != nil {
 		l.Close()
@@ -319,6 +325,13 @@ func (l *Log) restore(f found, m Manifest) error {
 }
 
 func (l *Log) restoreSegment(f found, s *segment, info SegmentInfo, last bool) error {
+	whole, err := l.restoreStaged(f, s, info)
+	if err != nil {
+		return err
+	}
+	if whole {
+		delete(f.indexes, s.base)
+	}
 	stat, err := l.fs.Stat(l.path(s.base, dataSuffix))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -461,6 +474,11 @@ func (l *Log) removeUnnamed(f found, named map[int64]bool) error {
 	for _, base := range f.bases {
 		if !named[base] {
 			gone = append(gone, fileName(base, dataSuffix))
+		}
+	}
+	for name := range f.staged { // those that are whole stay: the swap that names them may be replayed
+		if _, suffix, _ := parseName(name); !strings.HasSuffix(suffix, stagedSuffix) {
+			gone = append(gone, name)
 		}
 	}
 	for base := range f.indexes {

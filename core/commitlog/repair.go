@@ -188,7 +188,7 @@ func (w *repairWriter) install(t *tally) error {
 	if err := w.sync(); err != nil {
 		return err
 	}
-	if err := l.fs.Rename(l.path(s.base, repairSuffix), l.path(s.base, dataSuffix)); err != nil {
+	if err := l.fs.Rename(l.path(s.base, repairSuffix), s.data.name()); err != nil {
 		return err
 	}
 	if err := l.removeFile(s.base, indexSuffix); err != nil {
@@ -208,6 +208,9 @@ func (l *Log) exchange(s *segment) {
 	i, _ := l.segmentLocked(s.base)
 	fresh := l.newSegment(s.base)
 	fresh.tally, fresh.synced = s.tally, s.bytes
+	if s.unsettled {
+		fresh.unsettled, fresh.data = true, l.files.handle(l.fs, s.data.name())
+	}
 	s.dropped = true
 	l.mu.segments[i] = fresh
 	l.mu.hints = nil

@@ -98,6 +98,9 @@ func (l *Log) Unlink(dropped []SegmentInfo) error {
 		for _, suffix := range [...]string{indexSuffix, partSuffix, fillSuffix, fillMarkSuffix, dataSuffix} {
 			errs = errors.Join(errs, l.removeFile(info.Base, suffix))
 		}
+		for _, name := range [...]string{stagedName(info), stagedPartName(info)} {
+			errs = errors.Join(errs, l.removeOthers([]string{name}))
+		}
 	}
 	if errs != nil {
 		return fmt.Errorf("unlink segments: %w", errs)

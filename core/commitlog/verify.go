@@ -61,9 +61,14 @@ func (l *Log) verify(base int64, fromDisk bool, pace func(n int) error) error {
 	}
 	info := s.info(base)
 	l.mu.Unlock()
-	file, err := l.fs.Open(l.path(base, dataSuffix))
+	path := s.data.name()
+	file, err := l.fs.Open(path)
+	for errors.Is(err, fs.ErrNotExist) && s.data.name() != path { // it was settled at this moment
+		path = s.data.name()
+		file, err = l.fs.Open(path)
+	}
 	if errors.Is(err, fs.ErrNotExist) && !l.gone(s) {
-		return fmt.Errorf("%w: %s is gone", ErrCorrupt, l.path(base, dataSuffix))
+		return fmt.Errorf("%w: %s is gone", ErrCorrupt, path)
 	}
 	if err != nil {
 		return err

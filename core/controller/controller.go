@@ -65,6 +65,8 @@ type Options struct {
 	CheckpointBytes int64
 	// RetentionInterval and PreferredDelay: zero means the defaults above.
 	RetentionInterval, PreferredDelay time.Duration
+	// CompactionInterval is how often compacted topics are looked at; zero means what the cluster's log.cleaner.backoff.ms says.
+	CompactionInterval time.Duration
 	// JoinStable is how long a node has answered before it gets replicas; zero means 5 s.
 	JoinStable time.Duration
 	// ReserveBytes of the disk stay free: with less, no records are taken for the shards that this node votes in. Zero means 1 GiB or a
@@ -97,6 +99,7 @@ type Controller struct {
 	disks   *disks
 	scrub   *partition.Scrubber
 	stages  *stages
+	compact *compactor
 	heals   *heals
 	metrics *controllerMetrics
 
@@ -189,6 +192,7 @@ func (c *Controller) open() error {
 	c.pool, c.lead, c.members = newPool(c.node), newLead(c), newMembers(c)
 	c.disks, c.stages = newDisks(c), newStages(c)
 	c.disks.look()
+	c.compact = newCompactor(c)
 	c.scrub = partition.NewScrubber(partition.ScrubOptions{
 		Sets: c.Sets, BytesPerSecond: c.o.ScrubBytesPerSecond, Interval: c.o.ScrubInterval, Logger: c.log,
 	})
@@ -285,6 +289,7 @@ func (c *Controller) serve(ctx context.Context) error {
 	run.Go(func() error { c.keepPeers(ctx); return nil })
 	run.Go(func() error { c.scrub.Run(ctx); return nil })
 	run.Go(func() error { c.stages.run(ctx); return nil })
+	run.Go(func() error { c.compact.run(ctx); return nil })
 	run.Go(func() error { c.reclaim(ctx); return nil })
 	run.Go(func() error { return c.register(ctx) })
 	run.Go(func() error { return c.watchMetadata(ctx) })

@@ -59,13 +59,15 @@ type sealRequest struct {
 	Section []byte       `cbor:"4,keyasint"`
 }
 
-// answerMove answers a request that has to do with a move.
+// answerMove answers a request that has to do with segments that are copied.
 func (c *Controller) answerMove(ctx context.Context, r *controlRequest) (any, error) {
 	switch r.Op {
 	case opMoveCopies:
 		return decoded(r.Body, func(q *copiesRequest) (any, error) { return c.stages.copies(q), nil })
 	case opMoveFreeze:
 		return decoded(r.Body, func(q *freezeRequest) (any, error) { return c.freezeHere(ctx, q) })
+	case opCompactStage:
+		return decoded(r.Body, func(q *stageRequest) (any, error) { return c.compact.serveStage(ctx, q) })
 	case opMoveSeal:
 		return decoded(r.Body, func(q *sealRequest) (any, error) { return nil, c.stages.seal(ctx, q) })
 	}

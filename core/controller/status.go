@@ -93,6 +93,7 @@ func (c *Controller) Metrics() *metrics.Set { return c.metrics.set }
 func (c *Controller) WritePrometheus(w io.Writer) {
 	c.metrics.set.WritePrometheus(w)
 	c.scrub.Metrics().WritePrometheus(w)
+	c.compact.set.WritePrometheus(w)
 	c.node.WritePrometheus(w)
 	for _, s := range c.Sets() {
 		s.WritePrometheus(w)
@@ -112,6 +113,7 @@ type Status struct {
 	Nodes       []meta.Node
 	Disks       []NodeDisk
 	Scrub       partition.ScrubStatus
+	Compaction  CompactionStatus
 	// Healing are the replicas of this node that have stopped and are brought back.
 	Healing  []HealStatus `json:",omitempty"`
 	Shards   []ShardStatus
@@ -144,6 +146,7 @@ func (c *Controller) Status() any {
 	}
 	s.Moves = c.Moves()
 	s.Disks, s.Scrub = c.disks.all(), c.scrub.Status()
+	s.Compaction = c.compact.status()
 	s.Healing = c.heals.status()
 	select {
 	case <-c.ready:

@@ -17,8 +17,10 @@ const (
 	LevelRefound = 3
 	// LevelRefoundMoving: RefoundShard with Moving.
 	LevelRefoundMoving = 4
+	// LevelCompaction: the entry of package partition that swaps segments.
+	LevelCompaction = 5
 	// Level is this release's.
-	Level = LevelRefoundMoving
+	Level = LevelCompaction
 )
 
 // unregisteredMax is how many removed nodes are remembered. One that is older, and whose directory is started again after all, is

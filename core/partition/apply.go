@@ -81,6 +81,8 @@ func (s *Set) applyEntry(l *raft.Log) any {
 		return s.applyConfigure(body)
 	case kindStart:
 		return s.applyStart(body)
+	case kindSwap:
+		return s.applySwap(body)
 	default:
 		return s.applyMove(kind, body)
 	}

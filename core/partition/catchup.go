@@ -47,6 +47,10 @@ func (c *catchUp) init(fetch, serve *Throttle) {
 func (c *catchUp) add(w incomplete) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.addLocked(w)
+}
+
+func (c *catchUp) addLocked(w incomplete) {
 	w.p.doubtful.Store(len(w.unverified) > 0)
 	if w.done() {
 		c.finishLocked(w.p)

@@ -35,8 +35,9 @@ type checkpoint struct {
 	origin []byte // empty: what it names need not be whole here
 	parts  []capturedPartition
 
-	deleted []Key
-	moves   []savedMove
+	deleted   []Key
+	moves     []savedMove
+	compacted bool // some partition is
 }
 
 type capturedPartition struct {
@@ -72,6 +73,7 @@ func (s *Set) Capture() (Checkpoint, error) {
 		if m := (savedMove{p.key.Topic, p.key.Index, p.arrived, p.frozen.Load()}); m.Arrived != 0 || m.Frozen != 0 {
 			c.moves = append(c.moves, m)
 		}
+		c.compacted = c.compacted || p.dirty.Load() > 0
 	}
 	return c, nil
 }
@@ -87,7 +89,7 @@ func (c *checkpoint) Persist(w io.Writer) error {
 	m := newManifestWriter(w)
 	h := manifestHeader{
 		Shard: c.set.o.Shard, Origin: c.origin,
-		Partitions: int64(len(c.parts)), Deleted: saveKeys(c.deleted), moves: sortedMoves(c.moves),
+		Partitions: int64(len(c.parts)), Deleted: saveKeys(c.deleted), moves: sortedMoves(c.moves), compacted: c.compacted,
 	}
 	if err := m.header(h); err != nil {
 		return err

@@ -14,6 +14,7 @@ type doomed struct {
 	since     uint64 // the first capture that does not name it
 	partition *Partition
 	segments  []commitlog.SegmentInfo
+	swapped   []commitlog.SwapGroup
 	dir       string
 }
 
@@ -73,6 +74,10 @@ func (s *Set) sweep(seq uint64) error {
 		switch {
 		case d.dir != "":
 			errs = append(errs, s.o.Dirs.remove(d.dir))
+		case d.swapped != nil:
+			if err := d.partition.log.SettleSwap(d.swapped); err != nil && !d.partition.Removed() {
+				errs = append(errs, err)
+			}
 		case !d.partition.Removed():
 			if err := d.partition.log.Unlink(d.segments); err != nil && !d.partition.Removed() {
 				errs = append(errs, err)

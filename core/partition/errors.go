@@ -30,6 +30,8 @@ var (
 	// ErrConflict is returned when a partition is to be adopted whose earlier life in the shard has
 	// not been removed yet.
 	ErrConflict = errors.New("an earlier life of the partition is still here")
+	// ErrChanged is returned for a swap of segments that the partition does not have any more, or not in the state they were rewritten in.
+	ErrChanged = errors.New("partition has changed since it was compacted")
 	// ErrOutOfOrderSequence is returned when a producer's batch does not follow
 	// its last one, or does not begin a new epoch with sequence 0.
 	ErrOutOfOrderSequence = errors.New("out of order sequence")

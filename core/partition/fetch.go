@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -130,7 +131,8 @@ func (s *Set) verify(ctx context.Context, p *Partition, seg commitlog.SegmentInf
 	switch {
 	case ctx.Err() != nil:
 		return
-	case err == nil || !contains(p.log.Segments(), seg.Base): // whole, or dropped meanwhile
+	case errors.Is(err, fs.ErrNotExist): // it got another name at this moment: the next round looks again
+	case err == nil || errors.Is(err, commitlog.ErrMissing) || !contains(p.log.Segments(), seg.Base): // whole, or dropped meanwhile
 		s.catchUp.update(p, func(w *incomplete) { w.unverified = without(w.unverified, seg.Base) })
 		p.wake()
 	case errors.Is(err, commitlog.ErrCorrupt):

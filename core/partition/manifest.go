@@ -26,7 +26,7 @@ import (
 // FORMAT.md lists the bodies.
 const (
 	manifestMagic   = "SLUICEPM"
-	manifestVersion = 2 // 1 without moves
+	manifestVersion = 3 // 1 without moves, 2 without compacted partitions
 
 	frameHeaderBytes = 8
 	// frameBytesMax refuses lengths that no partition's section has: MaxProducers
@@ -45,7 +45,8 @@ type manifestHeader struct {
 	Partitions int64
 	Deleted    []savedKey // the oldest first
 
-	moves []savedMove // of version 2
+	moves     []savedMove // of version 2
+	compacted bool        // some section has 11 elements: version 3
 }
 
 type manifestWriter struct{ w *bufio.Writer }

@@ -28,6 +28,8 @@ type setMetrics struct {
 
 	damageSeen, repaired, repairErrors *metrics.Counter
 
+	swaps, swappedBefore, swappedAfter *metrics.Counter
+
 	refusals []refusal
 	other    *metrics.Counter
 }
@@ -60,6 +62,7 @@ func newSetMetrics(s *Set) *setMetrics {
 		return m.set.NewCounter(fmt.Sprintf("sluice_repair_%s_total{shard=\"%d\"}", what, s.o.Shard))
 	}
 	m.damageSeen, m.repaired, m.repairErrors = repair("damaged_segments"), repair("repaired_segments"), repair("errors")
+	m.swaps, m.swappedBefore, m.swappedAfter = counter("swaps"), counter("swapped_before_bytes"), counter("swapped_after_bytes")
 	m.addRefusals(s)
 	m.addGauges(s)
 	return m

@@ -21,7 +21,7 @@ const (
 )
 
 func known(kind byte) bool {
-	return kind >= kindAppend && kind <= kindStart || kind >= kindFreeze && kind <= kindDrop
+	return kind >= kindAppend && kind <= kindSwap || kind >= kindFreeze && kind <= kindDrop
 }
 
 // moveBody is the body of freeze, unfreeze and drop.
@@ -233,7 +233,7 @@ func loadMoves(sections []*section, moves []savedMove) {
 	}
 }
 
-// headerV2 is manifestHeader with moves. A manifest without any is written as version 1, which older
+// headerV2 is manifestHeader with moves, and is used by version 3 too. A manifest without any, and without compacted partitions, is written as version 1, which older
 // releases read.
 type headerV2 struct {
 	_          struct{} `cbor:",toarray"`
@@ -256,8 +256,8 @@ type moveInHeader struct {
 func (h manifestHeader) encode() []byte {
 	h.Version = 1
 	var body any = h
-	if len(h.moves) > 0 {
-		v2 := headerV2{Version: 2, Shard: h.Shard, Origin: h.Origin, Partitions: h.Partitions, Deleted: h.Deleted}
+	if len(h.moves) > 0 || h.compacted {
+		v2 := headerV2{Version: 2 + uint16(boolToInt(h.compacted)), Moves: []moveInHeader{}, Shard: h.Shard, Origin: h.Origin, Partitions: h.Partitions, Deleted: h.Deleted}
 		for _, m := range h.moves {
 			v2.Moves = append(v2.Moves, moveInHeader{Topic: m.Topic, Index: m.Index, Arrived: m.Arrived, Frozen: m.Frozen})
 		}
@@ -268,6 +268,13 @@ func (h manifestHeader) encode() []byte {
 		panic(fmt.Sprintf("BUG: encode manifest header: %v", err))
 	}
 	return b
+}
+
+func boolToInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // arrayOf6 begins a CBOR array of six elements: a header of version 2.

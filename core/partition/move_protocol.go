@@ -73,15 +73,15 @@ func answerMove(ctx context.Context, conn net.Conn, q *moveRequest, lookup func(
 	case q.Op == moveDescribe:
 		body, err := set.describe(Key{q.Topic, q.Index})
 		return answerBytes(conn, body, err)
-	case q.Op != movePiece && q.Op != moveUrgent:
+	case q.Op != movePiece && q.Op != moveUrgent && q.Op != moveStaged:
 		return answerBytes(conn, nil, ErrProtocol)
 	}
 	if q.Op == movePiece {
 		q.Max = throttle.Piece(q.Max)
 	}
-	piece, err := set.readPiece(&pieceRequest{Topic: q.Topic, Index: q.Index, Base: q.Base, Bytes: q.Bytes, From: q.From, Max: q.Max})
+	piece, err := set.moved(q)
 	defer piece.Release()
-	if q.Op == movePiece {
+	if q.Op != moveUrgent {
 		if err := throttle.Wait(ctx, piece.Len()); err != nil {
 			return err
 		}
@@ -94,6 +94,13 @@ func answerMove(ctx context.Context, conn net.Conn, q *moveRequest, lookup func(
 	}
 	set.metrics.servedBytes.Add(int(piece.Len()))
 	return nil
+}
+
+func (s *Set) moved(q *moveRequest) (*commitlog.Chunk, error) {
+	if q.Op == moveStaged {
+		return s.readStaged(q)
+	}
+	return s.readPiece(&pieceRequest{Topic: q.Topic, Index: q.Index, Base: q.Base, Bytes: q.Bytes, From: q.From, Max: q.Max})
 }
 
 var errNoSuchShard = errors.New("shard is not on this node")
@@ -183,7 +190,11 @@ func (c *sourceConn) piece(seg commitlog.SegmentInfo, from int64, buf []byte, ur
 	if urgent {
 		op = moveUrgent
 	}
-	n, err := c.ask(&moveRequest{Op: op, Base: seg.Base, Bytes: seg.Bytes, From: from, Max: int64(len(buf))})
+	return c.read(&moveRequest{Op: op, Base: seg.Base, Bytes: seg.Bytes, From: from, Max: int64(len(buf))}, buf)
+}
+
+func (c *sourceConn) read(q *moveRequest, buf []byte) ([]byte, error) {
+	n, err := c.ask(q)
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ type Partition struct {
 	removed            atomic.Bool
 	doubtful           atomic.Bool   // some segment is not known to be whole
 	frozen             atomic.Uint64 // the move that it is frozen for, 0: none
+	dirty              atomic.Int64  // the first offset that was never compacted; apply stores it
 
 	waiter struct {
 		sync.Mutex

@@ -92,7 +92,7 @@ func (s *Set) readopt(p *Partition, sec *section) error {
 	if err != nil {
 		return fmt.Errorf("adopt manifest of %s-%d: %w", p.name, p.key.Index, err)
 	}
-	p.log.Configure(s.logConfig(sec.Config))
+	p.log.Configure(s.logConfig(sec.Config, sec.dirty))
 	s.adopt(p, sec)
 	doubtful := s.catchUp.unverified(p)
 	unverified := slices.DeleteFunc(present(sec.Log.Segments, missing), func(seg commitlog.SegmentInfo) bool {

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -23,6 +24,7 @@ type section struct {
 	Open      []openTxn
 	Aborted   []AbortedTxn
 
+	dirty           int64  // the 11th element, where it is above 0
 	arrived, frozen uint64 // moves; they lie in the manifest's header
 
 	captured []producer // becomes Producers when it is encoded
@@ -70,7 +72,7 @@ func capture(p *Partition) *section {
 		Epochs:  append([]epochStart(nil), p.state.epochs.rows...),
 		Open:    append([]openTxn(nil), p.state.txns.open...),
 		Aborted: append([]AbortedTxn(nil), p.state.txns.aborted...),
-		arrived: p.arrived, frozen: p.frozen.Load(),
+		dirty:   p.dirty.Load(), arrived: p.arrived, frozen: p.frozen.Load(),
 		captured: make([]producer, 0, p.state.producers.len()),
 	}
 	for pr := p.state.producers.oldest; pr != nil; pr = pr.newer {
@@ -123,15 +125,50 @@ func (sec *section) encode() []byte {
 	if err != nil {
 		panic(fmt.Sprintf("BUG: encode section of %s-%d: %v", sec.Name, sec.Index, err))
 	}
-	return b
+	return appendDirty(b, sec.dirty)
+}
+
+// A section is a CBOR array of 10 elements, or of 11: the last is the first dirty offset of a partition that was compacted. Others are written as they
+// always were, so that older releases read them.
+const (
+	sectionArray   = 0x80 | 10
+	compactedArray = 0x80 | 11
+)
+
+func appendDirty(b []byte, dirty int64) []byte {
+	if b[0] != sectionArray {
+		panic("BUG: a section has another number of elements")
+	}
+	if dirty == 0 {
+		return b
+	}
+	tail, err := cbor.Marshal(dirty)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: encode an offset: %v", err))
+	}
+	b[0] = compactedArray
+	return append(b, tail...)
+}
+
+func (sec *section) decode(b []byte) error {
+	if len(b) == 0 || b[0] != compactedArray {
+		return sectionDecoding.Unmarshal(b, sec)
+	}
+	b = slices.Clone(b)
+	b[0] = sectionArray
+	rest, err := sectionDecoding.UnmarshalFirst(b, sec)
+	if err != nil {
+		return err
+	}
+	return cbor.Unmarshal(rest, &sec.dirty)
 }
 
 func decodeSection(b []byte) (*section, error) {
 	sec := &section{encoded: b}
-	if err := sectionDecoding.Unmarshal(b, sec); err != nil {
+	if err := sec.decode(b); err != nil {
 		return nil, fmt.Errorf("%w: decode partition: %w", ErrCorruptManifest, err)
 	}
-	if !ValidName(sec.Name) || sec.Index < 0 {
+	if !ValidName(sec.Name) || sec.Index < 0 || sec.dirty < 0 {
 		return nil, fmt.Errorf("%w: partition %q-%d", ErrCorruptManifest, sec.Name, sec.Index)
 	}
 	for i := range sec.Producers {

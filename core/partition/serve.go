@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"path/filepath"
 	"time"
 
 	"sluice/core/commitlog"
@@ -131,5 +130,5 @@ func (s *Set) readPiece(q *pieceRequest) (*commitlog.Chunk, error) {
 }
 
 func (p *Partition) segmentPath(base int64) string {
-	return filepath.Join(p.dir, fmt.Sprintf("%020d.log", base))
+	return p.log.SegmentPath(base)
 }

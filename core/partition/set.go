@@ -84,6 +84,8 @@ type Set struct {
 	doomed  doomedList
 	catchUp catchUp
 	wounds  wounds
+
+	compacting compacting
 }
 
 // Open returns an empty set. What its directories hold counts only once Restore
@@ -205,8 +207,9 @@ func (s *Set) Destroy() error {
 	return errors.Join(append(errs, s.o.Dirs.Sync())...)
 }
 
-func (s *Set) logConfig(c LogConfig) commitlog.Config {
+func (s *Set) logConfig(c LogConfig, dirty int64) commitlog.Config {
 	return commitlog.Config{
+		Gaps:               dirty > 0,
 		SegmentBytes:       c.SegmentBytes,
 		SegmentMs:          c.SegmentMs,
 		IndexIntervalBytes: c.IndexIntervalBytes,
@@ -223,7 +226,7 @@ func (s *Set) open(sec *section, fresh bool) (*Partition, []commitlog.SegmentInf
 		return nil, nil, fmt.Errorf("claim directory of %s-%d: %w", sec.Name, k.Index, err)
 	}
 	p := &Partition{key: k, name: sec.Name, dir: dir, arrived: sec.arrived}
-	c := s.logConfig(sec.Config)
+	c := s.logConfig(sec.Config, sec.dirty)
 	c.Epoch = p.EpochAt
 	c.Damaged = func(base int64, err error) { s.suspect(p, base, err) }
 	log, missing, err := commitlog.OpenAt(s.o.FS, dir, c, sec.Log)
@@ -246,6 +249,7 @@ func (s *Set) adopt(p *Partition, sec *section) {
 	p.state.Unlock()
 	p.epochBase.Store(sec.EpochBase)
 	s.setFrozen(p, sec.frozen)
+	p.dirty.Store(sec.dirty)
 	p.next = p.log.End()
 	p.pending = pending{}
 	p.version++
@@ -322,7 +326,7 @@ func (s *Set) applyConfigure(body []byte) any {
 	p.state.Lock()
 	p.state.config = c.Config
 	p.state.Unlock()
-	p.log.Configure(s.logConfig(c.Config))
+	p.log.Configure(s.logConfig(c.Config, p.dirty.Load()))
 	p.version++
 	return nil
 }

@@ -1,0 +1,482 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"sluice/core/commitlog"
+	"sluice/core/meta"
+	"sluice/core/partition"
+	"sluice/core/shard"
+)
+
+const (
+	// stageAppliedWait is how long a replica may take to apply what its leader had when it compacted.
+	stageAppliedWait = 5 * time.Second
+	// stageBytesPerSecondMin is what staging is expected to do at least, and stageTimeoutMin what it may take however little there is: then the leader
+	// goes on without the replica.
+	stageBytesPerSecondMin = 4 << 20
+	stageTimeoutMin        = 30 * time.Second
+	stagePoll              = 500 * time.Millisecond
+	// stageSlice is how long a replica waits before it answers that it is not done yet.
+	stageSlice = 3 * time.Second
+	// stageJobsMax are asked for and not begun yet: a leader asks for one at a time, and a node has few leaders.
+	stageJobsMax = 16
+)
+
+// opCompactStage asks a replica to get the segments that its leader has rewritten.
+const opCompactStage op = 80
+
+type stageRequest struct {
+	Shard    meta.ShardID            `cbor:"1,keyasint"`
+	Topic    meta.TopicID            `cbor:"2,keyasint"`
+	Index    int32                   `cbor:"3,keyasint"`
+	Leader   meta.NodeID             `cbor:"4,keyasint"`
+	Applied  uint64                  `cbor:"5,keyasint"` // by the leader when it began
+	Segments []commitlog.SegmentInfo `cbor:"6,keyasint,omitempty"`
+}
+
+type stageAnswer struct {
+	Done bool `cbor:"1,keyasint,omitempty"`
+}
+
+// stageJob is what a replica does for such a request, however often it is asked.
+type stageJob struct {
+	q    *stageRequest
+	done chan struct{}
+	err  error // once done
+}
+
+// errTooOld is returned while some node of the cluster has not said that it knows the entries of compaction.
+var errTooOld = errors.New("not every node is known to run a release that can compact")
+
+// compactor compacts the partitions of topics with cleanup.policy=compact that this node leads, one at a time, the dirtiest first.
+type compactor struct {
+	c        *Controller
+	throttle *partition.Throttle
+	levels   map[meta.Server]bool // known to know the entries; belongs to run
+
+	set                                            *metrics.Set
+	rounds, failures, before, after, lost, skipped *metrics.Counter
+	seconds                                        *metrics.FloatCounter
+	last                                           atomic.Int64 // ms since 1970
+	current                                        atomic.Pointer[string]
+
+	asked chan *stageJob // for run
+	mu    struct {
+		sync.Mutex
+		jobs map[partition.Key]*stageJob
+	}
+}
+
+func newCompactor(c *Controller) *compactor {
+	m := metrics.NewSet()
+	k := &compactor{
+		c: c, levels: make(map[meta.Server]bool), set: m,
+		rounds: m.NewCounter("sluice_compaction_rounds_total"), failures: m.NewCounter("sluice_compaction_failed_rounds_total"),
+		before: m.NewCounter("sluice_compaction_before_bytes_total"), after: m.NewCounter("sluice_compaction_after_bytes_total"),
+		lost: m.NewCounter("sluice_compaction_removed_records_total"), skipped: m.NewCounter("sluice_compaction_skipped_replicas_total"),
+		seconds: m.NewFloatCounter("sluice_compaction_seconds_total"),
+	}
+	m.NewGauge("sluice_compaction_last_run_timestamp_seconds", func() float64 { return float64(k.last.Load()) / 1000 })
+	k.throttle = partition.NewThrottle(k.rate)
+	k.asked = make(chan *stageJob, stageJobsMax)
+	k.mu.jobs = make(map[partition.Key]*stageJob)
+	return k
+}
+
+// rate is what live traffic leaves, and no more than the operator lets compaction take.
+func (k *compactor) rate() int64 {
+	spare := k.c.node.SpareBytesPerSecond()
+	if limit := k.c.brokerNumber("log.cleaner.io.max.bytes.per.second", 0); limit >= 1 && limit < float64(spare) {
+		return int64(limit)
+	}
+	return spare
+}
+
+// brokerNumber is a number of this node's dynamic configuration, or the cluster's.
+func (c *Controller) brokerNumber(name string, otherwise float64) float64 {
+	for _, broker := range []string{strconv.Itoa(int(c.Self())), ""} {
+		if text, ok := c.Image().Config(meta.ResourceBroker, broker)[name]; ok {
+			if n, err := strconv.ParseFloat(text, 64); err == nil {
+				return n
+			}
+		}
+	}
+	return otherwise
+}
+
+func (k *compactor) interval() time.Duration {
+	if d := k.c.o.CompactionInterval; d > 0 {
+		return d
+	}
+	const usual = 15_000 // Kafka's
+	return max(100*time.Millisecond, time.Duration(k.c.brokerNumber("log.cleaner.backoff.ms", usual))*time.Millisecond)
+}
+
+func (k *compactor) run(ctx context.Context) {
+	var jobs sync.WaitGroup
+	defer jobs.Wait()
+	jobs.Go(func() { k.runJobs(ctx, &jobs) })
+	for ctx.Err() == nil {
+		pause(ctx, k.interval())
+		k.pass(ctx)
+		k.settle(ctx)
+	}
+}
+
+// pass compacts until nothing is due. What has failed waits for the next pass.
+func (k *compactor) pass(ctx context.Context) {
+	tried := map[partition.Key]bool{}
+	for ctx.Err() == nil {
+		next := k.choose(tried)
+		if next == nil {
+			return
+		}
+		tried[next.key] = true
+		name := fmt.Sprintf("%s-%d", next.topic, next.key.Index)
+		k.current.Store(&name)
+		err := k.round(ctx, next)
+		k.current.Store(nil)
+		if err != nil && ctx.Err() == nil {
+			k.failures.Inc()
+			k.c.log.Info("a partition could not be compacted", "topic", next.topic, "partition", next.key.Index, "err", err)
+		}
+	}
+}
+
+// settle takes a checkpoint of the replicas in which replaced segments wait for one.
+func (k *compactor) settle(ctx context.Context) {
+	for id, r := range k.c.replicaMap() {
+		if r.set.Unsettled() == 0 || ctx.Err() != nil {
+			continue
+		}
+		if err := r.group.Checkpoint(ctx); err != nil && ctx.Err() == nil {
+			k.c.log.Debug("no checkpoint after a compaction", "shard", id, "err", err)
+		}
+	}
+}
+
+// candidate is a partition that is due.
+type candidate struct {
+	r       *replica
+	term    uint64
+	topic   string
+	key     partition.Key
+	options partition.CompactOptions
+	ratio   float64
+}
+
+// choose returns the dirtiest partition of those that are due and that this node leads.
+func (k *compactor) choose(tried map[partition.Key]bool) (best *candidate) {
+	image := k.c.Image()
+	now := k.c.o.Now().UnixMilli()
+	for id, r := range k.c.replicaMap() {
+		term, ok := r.group.Serving()
+		if !ok || r.doneTerm.Load() != term {
+			continue
+		}
+		for t := range image.ShardTopics(id) {
+			s := image.TopicSettings(t)
+			if t.Internal || !s.Compact { // what is internal is kept short by its coordinator
+				continue
+			}
+			o := partition.CompactOptions{
+				NowMs: now, MinLagMs: s.MinCompactionLagMs, MaxLagMs: s.MaxCompactionLagMs, DeleteRetentionMs: s.DeleteRetentionMs,
+				MinDirtyRatio: s.MinCleanableDirtyRatio, Throttle: k.throttle,
+			}
+			for i := range t.Partitions {
+				c := &candidate{r: r, term: term, topic: t.Name, key: partition.Key{Topic: t.ID, Index: t.Partitions[i].Index}, options: o}
+				if t.Partitions[i].Shard == id && t.Partitions[i].Move == nil && !tried[c.key] && c.due() && (best == nil || c.ratio > best.ratio) {
+					best = c
+				}
+			}
+		}
+	}
+	return best
+}
+
+func (c *candidate) due() bool {
+	p, ok := c.r.set.Get(c.key)
+	if !ok {
+		return false
+	}
+	clean := p.Cleanable(c.options)
+	c.ratio = clean.Ratio
+	return clean.Due
+}
+
+// round compacts one partition.
+func (k *compactor) round(ctx context.Context, c *candidate) error {
+	if err := k.allKnow(ctx, c); err != nil {
+		return err
+	}
+	began := time.Now()
+	applied := c.r.group.AppliedIndex()
+	done, err := c.r.set.Compact(ctx, c.key, c.options)
+	if err != nil {
+		return err
+	}
+	defer done.Release()
+	if err := k.stage(ctx, c, applied, done.Staged()); err != nil {
+		return err
+	}
+	if err := k.swap(ctx, c, done); err != nil {
+		return err
+	}
+	k.rounds.Inc()
+	k.before.AddInt64(done.BytesBefore)
+	k.after.AddInt64(done.BytesAfter)
+	k.lost.AddInt64(done.RecordsLost)
+	k.seconds.Add(time.Since(began).Seconds())
+	k.last.Store(time.Now().UnixMilli())
+	k.c.log.Info("compacted a partition", "topic", c.topic, "partition", c.key.Index, "bytesBefore", done.BytesBefore, "bytesAfter", done.BytesAfter,
+		"records", done.RecordsLost, "upTo", done.To, "took", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// swap proposes what was made and waits until it is decided on: for as long as the entry may still be applied, what was staged must not be touched.
+func (k *compactor) swap(ctx context.Context, c *candidate, done *partition.Compaction) error {
+	if term, ok := c.r.group.Serving(); !ok || term != c.term {
+		return shard.ErrNotLeader
+	}
+	result, err := c.r.group.Propose(partition.EncodeSwap(done.Swap)).Wait(ctx)
+	if err != nil {
+		return fmt.Errorf("propose swap: %w", err)
+	}
+	if refused, ok := result.(error); ok {
+		return fmt.Errorf("swap segments: %w", refused)
+	}
+	return nil
+}
+
+// allKnow returns errTooOld unless every node of the cluster has told that it knows the entry. A partition that was compacted before proves it.
+func (k *compactor) allKnow(ctx context.Context, c *candidate) error {
+	if p, ok := c.r.set.Get(c.key); ok && p.Dirty() > 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	for _, n := range k.c.Image().Nodes() {
+		if n.ID == k.c.Self() || k.levels[n.Server()] {
+			continue
+		}
+		var pong pingAnswer
+		if err := k.c.pool.call(ctx, n.ID, opPing, nil, &pong); err != nil || pong.Server != n.Server() || pong.Level < meta.LevelCompaction {
+			return fmt.Errorf("%w: node %d", errTooOld, n.ID)
+		}
+		k.levels[n.Server()] = true
+	}
+	return nil
+}
+
+// stage has the other voters get what was rewritten. It returns nil once this node and a majority have it on disk, and the others are not in sync or have failed.
+func (k *compactor) stage(ctx context.Context, c *candidate, applied uint64, segments []commitlog.SegmentInfo) error {
+	if len(segments) == 0 {
+		return nil
+	}
+	q := &stageRequest{Shard: c.r.id, Topic: c.key.Topic, Index: c.key.Index, Leader: k.c.Self(), Applied: applied, Segments: segments}
+	var (
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		errs   []error
+		voters = 1
+		have   = 1
+	)
+	for _, x := range c.r.group.Replicas() {
+		if !x.Voter || x.Server.Node == k.c.Self() {
+			continue
+		}
+		voters++
+		wg.Go(func() {
+			err := k.stageOn(ctx, c, x.Server, q)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				errs = append(errs, fmt.Errorf("node %d: %w", x.Server.Node, err))
+				return
+			}
+			have++
+		})
+	}
+	wg.Wait()
+	if have <= voters/2 {
+		return fmt.Errorf("rewritten segments on disk of %d of %d replicas: %w", have, voters, errors.Join(errs...))
+	}
+	if len(errs) > 0 {
+		k.skipped.Add(len(errs))
+		k.c.log.Info("a replica will fetch rewritten segments later", "topic", c.topic, "partition", c.key.Index, "err", errors.Join(errs...))
+	}
+	return nil
+}
+
+// stageOn waits for one replica while it is in sync.
+func (k *compactor) stageOn(ctx context.Context, c *candidate, to meta.Server, q *stageRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, q.timeout())
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			pause(ctx, stagePoll)
+			if term, ok := c.r.group.Serving(); !ok || term != c.term || !inSync(c.r.group, to) {
+				cancel()
+			}
+		}
+	}()
+	if !inSync(c.r.group, to) {
+		return errMissing
+	}
+	for {
+		var a stageAnswer
+		call, end := context.WithTimeout(ctx, stageSlice+pingTimeout)
+		err := k.c.pool.call(call, to.Node, opCompactStage, q, &a)
+		end()
+		if err != nil || a.Done {
+			return err
+		}
+	}
+}
+
+// timeout is how long staging may take.
+func (q *stageRequest) timeout() time.Duration {
+	var bytes int64
+	for _, seg := range q.Segments {
+		bytes += seg.Bytes
+	}
+	return stageTimeoutMin + time.Duration(bytes/stageBytesPerSecondMin)*time.Second
+}
+
+func (q *stageRequest) key() partition.Key { return partition.Key{Topic: q.Topic, Index: q.Index} }
+
+func (q *stageRequest) same(o *stageRequest) bool {
+	return q.Shard == o.Shard && q.Leader == o.Leader && q.Applied == o.Applied && slices.Equal(q.Segments, o.Segments)
+}
+
+func inSync(g *shard.Group, s meta.Server) bool {
+	for _, x := range g.Replicas() {
+		if x.Server == s {
+			return x.InSync
+		}
+	}
+	return false
+}
+
+// serveStage answers whether this node has what the leader of a shard has rewritten, and begins to get it.
+func (k *compactor) serveStage(ctx context.Context, q *stageRequest) (*stageAnswer, error) {
+	k.mu.Lock()
+	job := k.mu.jobs[q.key()]
+	if job == nil || !job.q.same(q) && job.ended() {
+		job = &stageJob{q: q, done: make(chan struct{})}
+		select {
+		case k.asked <- job:
+			k.mu.jobs[q.key()] = job
+		default:
+			k.mu.Unlock()
+			return nil, fmt.Errorf("%w: node %d has too much to stage", errMissing, k.c.Self())
+		}
+	}
+	k.mu.Unlock()
+	slice := time.NewTimer(stageSlice)
+	defer slice.Stop()
+	select {
+	case <-job.done:
+	case <-slice.C:
+	case <-ctx.Done():
+	}
+	switch {
+	case !job.ended() || !job.q.same(q):
+		return &stageAnswer{}, nil
+	case job.err != nil:
+		k.forget(job)
+		return nil, job.err
+	}
+	return &stageAnswer{Done: true}, nil
+}
+
+func (j *stageJob) ended() bool {
+	select {
+	case <-j.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// forget lets a job that has failed be begun anew.
+func (k *compactor) forget(j *stageJob) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.mu.jobs[j.q.key()] == j {
+		delete(k.mu.jobs, j.q.key())
+	}
+}
+
+// runJobs stages what is asked for.
+func (k *compactor) runJobs(ctx context.Context, jobs *sync.WaitGroup) {
+	for {
+		select {
+		case j := <-k.asked:
+			jobs.Go(func() {
+				defer close(j.done)
+				ctx, cancel := context.WithTimeout(ctx, j.q.timeout())
+				defer cancel()
+				j.err = k.getStaged(ctx, j.q)
+			})
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (k *compactor) getStaged(ctx context.Context, q *stageRequest) error {
+	r := k.c.replica(q.Shard)
+	if r == nil {
+		return fmt.Errorf("%w: shard %d is not on node %d", errMissing, q.Shard, k.c.Self())
+	}
+	for until := time.Now().Add(stageAppliedWait); r.group.AppliedIndex() < q.Applied; pause(ctx, 5*time.Millisecond) {
+		if ctx.Err() != nil || time.Now().After(until) {
+			return fmt.Errorf("%w: node %d has not applied entry %d", errMissing, k.c.Self(), q.Applied)
+		}
+	}
+	leader := partition.Peer{
+		Name: fmt.Sprintf("node %d", q.Leader),
+		Dial: func(ctx context.Context) (net.Conn, error) { return k.c.node.Dial(ctx, q.Leader, kindMoves) },
+	}
+	return r.set.StageCompacted(ctx, leader, partition.StageRequest{
+		Key: q.key(), Segments: q.Segments, Throttle: k.c.stages.in,
+	})
+}
+
+// CompactionStatus is what a node shows of its compacting at /status. Numbers are since its start.
+type CompactionStatus struct {
+	Rounds      uint64    `json:"rounds"`
+	Failed      uint64    `json:"failedRounds"`
+	BytesBefore uint64    `json:"bytesBefore"`
+	BytesAfter  uint64    `json:"bytesAfter"`
+	Records     uint64    `json:"recordsRemoved"`
+	Seconds     float64   `json:"seconds"`
+	LastRun     time.Time `json:"lastRun,omitzero"`
+	Running     string    `json:"running,omitempty"`
+}
+
+func (k *compactor) status() CompactionStatus {
+	s := CompactionStatus{
+		Rounds: k.rounds.Get(), Failed: k.failures.Get(), BytesBefore: k.before.Get(), BytesAfter: k.after.Get(),
+		Records: k.lost.Get(), Seconds: k.seconds.Get(),
+	}
+	if at := k.last.Load(); at > 0 {
+		s.LastRun = time.UnixMilli(at).UTC()
+	}
+	if name := k.current.Load(); name != nil {
+		s.Running = *name
+	}
+	return s
+}
