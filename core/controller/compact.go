@@ -220,6 +220,9 @@ func (k *compactor) round(ctx context.Context, c *candidate) error {
 	if err := k.allKnow(ctx, c); err != nil {
 		return err
 	}
+	if err := listed(ctx, c.r, c.key); err != nil {
+		return err
+	}
 	began := time.Now()
 	applied := c.r.group.AppliedIndex()
 	done, err := c.r.set.Compact(ctx, c.key, c.options)
@@ -241,6 +244,17 @@ func (k *compactor) round(ctx context.Context, c *candidate) error {
 	k.last.Store(time.Now().UnixMilli())
 	k.c.log.Info("compacted a partition", "topic", c.topic, "partition", c.key.Index, "bytesBefore", done.BytesBefore, "bytesAfter", done.BytesAfter,
 		"records", done.RecordsLost, "upTo", done.To, "took", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// listed takes a checkpoint if none names the partition yet.
+func listed(ctx context.Context, r *replica, k partition.Key) error {
+	if r.set.Listed(k) {
+		return nil
+	}
+	if err := r.group.Checkpoint(ctx); err != nil {
+		return fmt.Errorf("checkpoint before a compaction: %w", err)
+	}
 	return nil
 }
 
@@ -445,6 +459,9 @@ func (k *compactor) getStaged(ctx context.Context, q *stageRequest) error {
 		if ctx.Err() != nil || time.Now().After(until) {
 			return fmt.Errorf("%w: node %d has not applied entry %d", errMissing, k.c.Self(), q.Applied)
 		}
+	}
+	if err := listed(ctx, r, q.key()); err != nil {
+		return err
 	}
 	leader := partition.Peer{
 		Name: fmt.Sprintf("node %d", q.Leader),

@@ -197,6 +197,9 @@ func (s *Set) syncFiles(p *Partition) error {
 // Durable tells the set that the manifest written by Persist can no longer be
 // lost: what it does not name is removed from disk. Package shard calls it.
 func (c *checkpoint) Durable() {
+	for i := range c.parts {
+		c.parts[i].p.listed.Store(true)
+	}
 	if err := c.set.sweep(c.seq); err != nil {
 		c.set.metrics.sweepErrors.Inc()
 		c.set.log.Warn("could not remove what is no longer needed", "err", err)

@@ -104,6 +104,16 @@ func (c *compacting) leave(k Key) {
 	delete(c.busy, k)
 }
 
+// ErrNotListed is returned when a partition is to be compacted or staged that no durable checkpoint of this replica names: replaying the entry that creates it would empty its
+// directory, on all replicas after a power cut.
+var ErrNotListed = errors.New("no checkpoint names the partition yet")
+
+// Listed tells whether a durable checkpoint of this replica names a partition.
+func (s *Set) Listed(k Key) bool {
+	p, ok := s.Get(k)
+	return ok && p.listed.Load()
+}
+
 // errCompacting is returned for the second of two that want to rewrite or stage one partition.
 var errCompacting = errors.New("partition is being compacted")
 
@@ -127,6 +137,9 @@ func (s *Set) Compact(ctx context.Context, k Key, o CompactOptions) (*Compaction
 }
 
 func (s *Set) compact(ctx context.Context, p *Partition, o CompactOptions) (*Compaction, error) {
+	if !p.listed.Load() {
+		return nil, ErrNotListed
+	}
 	if !s.Complete() || p.Frozen() {
 		return nil, ErrChanged
 	}
@@ -184,6 +197,9 @@ func (s *Set) StageCompacted(ctx context.Context, leader Peer, q StageRequest) e
 		return err
 	}
 	defer s.compacting.leave(q.Key)
+	if !p.listed.Load() {
+		return ErrNotListed
+	}
 	if err := p.log.DropStaged(); err != nil {
 		return fmt.Errorf("stage %s-%d: %w", p.name, q.Key.Index, err)
 	}

@@ -26,6 +26,7 @@ type Partition struct {
 	doubtful           atomic.Bool   // some segment is not known to be whole
 	frozen             atomic.Uint64 // the move that it is frozen for, 0: none
 	dirty              atomic.Int64  // the first offset that was never compacted; apply stores it
+	listed             atomic.Bool   // a durable checkpoint of this replica names it: its directory outlives a crash
 
 	waiter struct {
 		sync.Mutex

@@ -69,6 +69,7 @@ func (s *Set) restorePartition(sec *section, trusted bool) error {
 	if err != nil {
 		return err
 	}
+	p.listed.Store(true)
 	work := incomplete{p: p, missing: missing}
 	if !trusted {
 		p.named.Store(false)
@@ -94,6 +95,7 @@ func (s *Set) readopt(p *Partition, sec *section) error {
 	}
 	p.log.Configure(s.logConfig(sec.Config, sec.dirty))
 	s.adopt(p, sec)
+	p.listed.Store(true)
 	doubtful := s.catchUp.unverified(p)
 	unverified := slices.DeleteFunc(present(sec.Log.Segments, missing), func(seg commitlog.SegmentInfo) bool {
 		return !contains(doubtful, seg.Base)

@@ -71,7 +71,7 @@ func (w *walk) step() {
 	}
 	i := rapid.IntRange(0, len(w.replicas)-1).Draw(w.t, "replica")
 	r := w.replicas[i]
-	step := rapid.SampledFrom([]string{"apply", "apply", "apply", "checkpoint", "restart", "crash", "term", "install", "fetch"}).Draw(w.t, "step")
+	step := rapid.SampledFrom([]string{"apply", "apply", "apply", "checkpoint", "restart", "crash", "term", "install", "fetch", "compact", "compact"}).Draw(w.t, "step")
 	w.t.Logf("replica %d, applied %d: %s", i, r.applied, step)
 	switch step {
 	case "apply":
@@ -88,6 +88,8 @@ func (w *walk) step() {
 		w.install(r, w.replicas[1-i])
 	case "fetch":
 		w.fetch(r)
+	case "compact":
+		w.compact(r, w.replicas[1-i])
 	case "term":
 		w.term += uint64(rapid.IntRange(1, 2).Draw(w.t, "terms"))
 	}
@@ -201,6 +203,8 @@ func (w *walk) batch(k Key) []byte {
 	b := testBatch{
 		producer: int64(rapid.IntRange(-1, 3).Draw(w.t, "producer")),
 		count:    rapid.IntRange(1, 3).Draw(w.t, "count"),
+		keys:     rapid.IntRange(0, 4).Draw(w.t, "keys"),
+		deletes:  rapid.IntRange(0, 3).Draw(w.t, "deletes") == 0,
 		time:     int64(rapid.IntRange(0, 1000).Draw(w.t, "time")),
 		value:    fmt.Sprintf("%d.%d.", len(w.log.log), rapid.IntRange(0, 9).Draw(w.t, "value")),
 	}
@@ -324,23 +328,33 @@ func (w *walk) compare(r *replica) {
 		}
 		readAll(w.t, p, false)
 		readAll(w.t, p, true)
+		got := make(map[int64]string)
 		for _, seg := range p.log.Segments() {
 			data, err := vfs.ReadFile(r.fs, p.segmentPath(seg.Base))
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			w.compareSegment(m, data)
+			w.compareSegment(m, p.Dirty(), data, got)
 		}
+		w.compareKeys(m, p, got)
 	}
 }
 
-func (w *walk) compareSegment(m *logModel, data []byte) {
+func (w *walk) compareSegment(m *logModel, dirty int64, data []byte, got map[int64]string) {
 	for rest := data; len(rest) > 0; {
 		b, after, err := record.Next(rest)
 		if err != nil {
 			w.t.Fatalf("stored batch: %v", err)
 		}
 		want := m.batches[b.BaseOffset()]
+		collect(w.t, b, b.BaseOffset(), got)
+		if want != nil && b.BaseOffset() < dirty { // some of its records may be gone
+			if record.Batch(want).LastOffsetDelta() != b.LastOffsetDelta() || record.Batch(want).BaseSequence() != b.BaseSequence() {
+				w.t.Fatalf("batch at %d has lost more than records", b.BaseOffset())
+			}
+			rest = after
+			continue
+		}
 		if len(want) != len(b) || !bytes.Equal(want[16:], b[16:]) { // behind base offset, length, leader epoch
 			w.t.Fatalf("batch at %d is not what was accepted there", b.BaseOffset())
 		}
