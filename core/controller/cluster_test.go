@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"slices"
 	"testing"
 	"time"
@@ -17,7 +18,13 @@ import (
 	"sluice/core/vfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	debug.SetMemoryLimit(memoryLimit)
+	goleak.VerifyTestMain(m)
+}
+
+// memoryLimit makes the collector look more often when several clusters have their disks in memory at once: those that have ended go first.
+const memoryLimit = 2 << 30
 
 // patience bounds every wait of these tests. It is generous: the machine may be busy, and only a failure waits that long.
 const patience = 2 * time.Minute
@@ -306,6 +313,7 @@ func TestProducerIDsAreGivenOnce(t *testing.T) {
 }
 
 func TestThreeNodes(t *testing.T) {
+	t.Parallel()
 	all := trio(t)
 	for i, m := range all {
 		name := fmt.Sprint("by", i+1)
@@ -346,6 +354,7 @@ func TestThreeNodes(t *testing.T) {
 
 // TestTopicIsCreatedAfterAStandstill: a leader that has heard from nobody for a moment does not say that brokers are missing.
 func TestTopicIsCreatedAfterAStandstill(t *testing.T) {
+	t.Parallel()
 	all := trio(t)
 	leader := leaderOf(t, all)
 	for _, m := range others(all, leader) {

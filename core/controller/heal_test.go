@@ -26,9 +26,9 @@ func segmentsTopic(name string) meta.NewTopic {
 	return meta.NewTopic{Name: name, Partitions: 1, ReplicationFactor: 3, Configs: map[string]string{"segment.bytes": fmt.Sprint(1 << 20)}}
 }
 
-// scrubbing makes a node look at its segments often.
+// scrubbing makes a node look at its segments often. Its logs are kept short: they are in memory, twice, as what was synced and as what was not.
 func scrubbing(o Options) Options {
-	o.ScrubInterval, o.ScrubBytesPerSecond = 300*time.Millisecond, 64<<20
+	o.ScrubInterval, o.ScrubBytesPerSecond, o.CheckpointBytes = 300*time.Millisecond, 64<<20, 8<<20
 	return o
 }
 
@@ -52,7 +52,7 @@ func writeUntil(stop <-chan struct{}, all func() []*member, key partition.Key, v
 		default:
 		}
 		wait := 5 * time.Millisecond
-		if acked*value > 8<<20 { // some closed segments
+		if slices.ContainsFunc(all(), func(m *member) bool { return m.end(key)*int64(value) > 8<<20 }) { // some closed segments
 			wait = 50 * time.Millisecond
 		}
 		pause(context.Background(), wait)
@@ -318,6 +318,7 @@ func faultTrio(t *testing.T) ([]*member, []*vfs.Fault) {
 // TestFailedSyncHeals: every sync of one node fails for a moment, also those of its metadata. Its replicas stop and come
 // back by themselves; the others go on.
 func TestFailedSyncHeals(t *testing.T) {
+	t.Parallel()
 	all, disks := faultTrio(t)
 	all[0].create(segmentsTopic("t"))
 	for i, m := range all {
@@ -338,6 +339,7 @@ func TestFailedSyncHeals(t *testing.T) {
 
 // TestFullDiskHeals: one node's disk takes no more data for a while.
 func TestFullDiskHeals(t *testing.T) {
+	t.Parallel()
 	all, disks := faultTrio(t)
 	all[0].create(segmentsTopic("t"))
 	m := all[2]
@@ -360,6 +362,7 @@ func TestFullDiskHeals(t *testing.T) {
 
 // TestDamagedFilesHeal damages the files of a stopped node in every way and starts it: it heals without anybody's help.
 func TestDamagedFilesHeal(t *testing.T) {
+	t.Parallel()
 	whole := t // nodes live longer than one case
 	all := scrubbingTrio(t)
 	all[0].create(segmentsTopic("t"))
@@ -472,6 +475,7 @@ func removeAll(t *testing.T, fsys vfs.FS, name string) {
 // TestFailedSyncOfTheFileSystemHeals: when everything was to be synced at once and that failed, all replicas of the node are
 // opened again.
 func TestFailedSyncOfTheFileSystemHeals(t *testing.T) {
+	t.Parallel()
 	all, disks := faultTrio(t)
 	all[0].create(segmentsTopic("t"))
 	m := all[1]
@@ -494,6 +498,7 @@ func TestFailedSyncOfTheFileSystemHeals(t *testing.T) {
 // TestMostReplicasDamaged: with two of three replicas damaged nobody may begin anew. What is there stays, the status says what
 // to do, and with the files whole again all is well.
 func TestMostReplicasDamaged(t *testing.T) {
+	t.Parallel()
 	all := scrubbingTrio(t)
 	all[0].create(segmentsTopic("t"))
 	id := all[0].Image().Topic("t").Partitions[0].Shard
