@@ -10,7 +10,7 @@ mkdir -p "${1:-.data/cluster}"
 data=$(cd "${1:-.data/cluster}" && pwd)
 offset=${OFFSET:-0}
 bin=${SLUICE_BIN:-$here/bin}
-ready_within_s=60  # a start takes about a second; a long replay after a crash may take more
+ready_within_s=120 # a start takes about a second; a long replay after a crash may take more
 stop_within_s=30   # a clean stop hands leadership over and writes a checkpoint
 
 kafka() { echo "127.0.0.1:$((9092 + offset + 100 * ($1 - 1)))"; }

@@ -4,6 +4,8 @@
 # Tests on the list of those that may fail (loadtest/conformance/allow.txt) are not waited for: most of them need what is not served, and fail by
 # waiting. Those of `python` are not run, unless ALLOWED is set: then one that passes by now is told. Where others of a group go on when all that has to
 # pass has been told (franz-go's transactions, until its limit of five minutes), the next group begins beside them.
+# A group that fails is run once more, alone, and fails if it fails again: its programs have time limits of their own, and races of their own when they are
+# starved (seen: kafka-python's only member of a group assigns before it has metadata, and never again). What failed first is shown.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kit=$1; shift
@@ -45,24 +47,36 @@ told() {  # GROUP: has every test been told that has to pass?
     [ -z "$(comm -23 <(sort "$baseline") <({ may_fail "$1"; sed 's/^[A-Z]* \([^:]*\).*/\1/' "$results"; } | sort))" ]
 }
 
-"$kit/kit" setup "$@"
+for try in 1 2 3; do # it fetches packages
+  if "$kit/kit" setup "$@"; then break; fi
+  [ "$try" -lt 3 ] || exit 1
+  sleep 5
+done
 deploy/cluster.sh "$data" >"$data/cluster.out" 2>&1 &
 cluster=$!
 until grep -q '^sluice cluster:' "$data/cluster.out"; do
   kill -0 "$cluster" 2>/dev/null || { cat "$data/cluster.out" >&2; exit 1; }
   sleep 0.1
 done
+run() {  # GROUP DIRECTORY
+  "$kit/kit" run -b 127.0.0.1:9092,127.0.0.1:9192,127.0.0.1:9292 -r 3 -m 127.0.0.1:1883 -a "$allow" -o "$2" "$1"
+}
 declare -A runs
 for group in "$@"; do
   began=$SECONDS
-  "$kit/kit" run -b 127.0.0.1:9092,127.0.0.1:9192,127.0.0.1:9292 -r 3 -m 127.0.0.1:1883 -a "$allow" -o "$data/$group" "$group" >"$data/$group.out" 2>&1 &
+  run "$group" "$data/$group" >"$data/$group.out" 2>&1 &
   runs[$group]=$!
   while kill -0 "${runs[$group]}" 2>/dev/null && ! told "$group"; do sleep 1; done
   echo "== $group: $((SECONDS - began)) s"
 done
-status=0
+failed=()
 for group in "$@"; do
-  wait "${runs[$group]}" || status=1
+  wait "${runs[$group]}" || failed+=("$group")
   cat "$data/$group.out"
+done
+status=0
+for group in "${failed[@]}"; do
+  echo "conformance: $group has failed, and is run once more"
+  run "$group" "$data/$group-again" || status=1
 done
 exit "$status"
