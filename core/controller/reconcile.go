@@ -31,6 +31,8 @@ const (
 func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
 	wait, last := reconcileWait, ""
 	c.findReplicas()
+	sweep := time.NewTicker(strayInterval)
+	defer sweep.Stop()
 	for {
 		changed, progress := c.Changed(), c.progress.wait()
 		c.closeFailed(ctx, run)
@@ -50,6 +52,8 @@ func (c *Controller) reconcile(ctx context.Context, run *errgroup.Group) {
 		case <-changed:
 		case <-progress:
 		case <-c.heals.due():
+		case <-sweep.C:
+			c.removeStrays(time.Now())
 		case <-retry:
 		case <-ctx.Done():
 			return

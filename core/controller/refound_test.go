@@ -197,3 +197,28 @@ func TestShardBeginsAnewThatWasLostWhileMoving(t *testing.T) {
 	led(all[0], lost)
 	written(t, all, lost, 7)
 }
+
+// TestStraysAreNotWantedByOpenReplicas: what was set aside may be removed when every replica of the node is open and whole.
+func TestStraysAreNotWantedByOpenReplicas(t *testing.T) {
+	all := briskTrio(t)
+	all[0].create(meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
+	load(t, all, "one", 5)
+	m := all[0]
+	var here, elsewhere meta.ShardID
+	for _, s := range m.Image().Shards() {
+		if s.Has(m.id.server()) {
+			here = s.ID
+		} else {
+			elsewhere = s.ID
+		}
+	}
+	if m.mayWant(here, true) || m.mayWant(elsewhere, true) || m.mayWant(0, false) {
+		t.Fatal("open replicas want what was set aside")
+	}
+	r := m.replica(here)
+	m.setReplica(here, nil)
+	defer m.setReplica(here, r)
+	if !m.mayWant(here, true) || !m.mayWant(0, false) || m.mayWant(elsewhere, true) {
+		t.Error("a replica that is not open yet wants nothing")
+	}
+}

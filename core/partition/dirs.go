@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"sluice/core/meta"
 	"sluice/core/vfs"
@@ -39,7 +40,7 @@ const (
 // its file partition.metadata says whose it is. Where another live partition
 // still holds that name (a topic was deleted and created again, and the other
 // shard has not come to the delete entry), it lives in `<name>-<index>.<id>`.
-// What nobody claims is set aside as `<name>-<index>.<id>-stray`, never removed;
+// What nobody claims is set aside as `<name>-<index>.<id>-stray` (see RemoveStrays);
 // deleted partitions wait as `<name>-<index>.<id>-deleted` for the checkpoint
 // that no longer names them; `<name>-<index>.<id>.<move>-move` is a copy that is
 // being made for another shard. All of these names follow from the key, so that a
@@ -53,10 +54,11 @@ type Dirs struct {
 
 	mu struct {
 		sync.Mutex
-		claimed map[string]claim // by directory name
-		stages  map[claim]*Stage // copies being made
-		changed bool             // names changed since the last Sync
-		renamed map[string]bool  // names renamed from or to since then
+		claimed map[string]claim     // by directory name
+		stages  map[claim]*Stage     // copies being made
+		strays  map[string]time.Time // since when those are seen that were set aside
+		changed bool                 // names changed since the last Sync
+		renamed map[string]bool      // names renamed from or to since then
 	}
 }
 

@@ -40,20 +40,22 @@ func (l *raftLogger) put(level slog.Level, msg string, args []any) {
 	if !l.to.Enabled(context.Background(), level) {
 		return
 	}
-	if level > slog.LevelDebug && (ofAStop(args) || !l.recent.first(msg)) {
+	if level > slog.LevelDebug && (isWanted(args) || !l.recent.first(msg)) {
 		level = slog.LevelDebug
 	}
 	l.to.Log(context.Background(), level, msg, args...)
 }
 
-// ofAStop tells whether a message is about an end that somebody wanted: this side has closed the connection, or the replica on the other one says that
-// it stops. Texts are compared because the library and the wire keep no more of an error.
-func ofAStop(args []any) bool {
+// isWanted tells whether a message is about what somebody wanted: this side has closed the connection, the replica on the other one says that
+// it stops, or this one takes no part in an election. Texts are compared because the library and the wire keep no more of an error.
+func isWanted(args []any) bool {
 	return slices.ContainsFunc(args, func(arg any) bool {
 		err, ok := arg.(error)
-		return ok && (strings.Contains(err.Error(), net.ErrClosed.Error()) || strings.Contains(err.Error(), errStopping.Error()))
+		return ok && slices.ContainsFunc(wanted, func(w error) bool { return strings.Contains(err.Error(), w.Error()) })
 	})
 }
+
+var wanted = []error{net.ErrClosed, errStopping, errDoubtful, errYields}
 
 func (r *recentMessages) first(msg string) bool {
 	r.mu.Lock()
