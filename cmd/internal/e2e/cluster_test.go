@@ -58,13 +58,14 @@ type process struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	out  bytes.Buffer
-	done chan error
+	done chan struct{} // closed when it has ended
+	err  error         // how it ended
 }
 
 // launch starts a program and waits for the line that says it serves.
 func launch(t *testing.T, serving string, env []string, name string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command(name, args...), done: make(chan error, 1)}
+	p := &process{t: t, cmd: exec.Command(name, args...), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Dir = t.TempDir()
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -73,7 +74,7 @@ func launch(t *testing.T, serving string, env []string, name string, args ...str
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { p.done <- p.cmd.Wait(); w.Close() }()
+	go func() { p.err = p.cmd.Wait(); close(p.done); w.Close() }()
 	served := make(chan struct{})
 	go func() {
 		for lines := bufio.NewScanner(r); lines.Scan(); {
@@ -85,11 +86,11 @@ func launch(t *testing.T, serving string, env []string, name string, args ...str
 			}
 		}
 	}()
-	t.Cleanup(func() { syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) })
+	t.Cleanup(func() { syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); <-p.done }) // what still runs may still write what is removed next
 	select {
 	case <-served:
-	case err := <-p.done:
-		t.Fatalf("%s ended before it served: %v\n%s", name, err, p.out.String())
+	case <-p.done:
+		t.Fatalf("%s ended before it served: %v\n%s", name, p.err, p.out.String())
 	case <-time.After(patience):
 		t.Fatalf("%s does not serve after %v\n%s", name, patience, p.out.String())
 	}
@@ -103,9 +104,9 @@ func (p *process) stop(s syscall.Signal) {
 		p.t.Fatal(err)
 	}
 	select {
-	case err := <-p.done:
-		if err != nil {
-			p.t.Errorf("%s ended with %v", p.cmd.Path, err)
+	case <-p.done:
+		if p.err != nil {
+			p.t.Errorf("%s ended with %v", p.cmd.Path, p.err)
 		}
 	case <-time.After(patience):
 		p.t.Fatalf("%s has not stopped after %v", p.cmd.Path, patience)
@@ -125,8 +126,8 @@ func startCluster(t *testing.T, data string) *cluster {
 	c.process = launch(t, "sluice cluster:", []string{"OFFSET=" + strconv.Itoa(offset)}, filepath.Join(dir, "deploy", "cluster.sh"), data)
 	t.Cleanup(func() {
 		for _, name := range []string{"core-1", "core-2", "core-3", "edge"} {
-			if pid := c.pid(name); pid > 0 {
-				syscall.Kill(pid, syscall.SIGKILL)
+			if pid := c.pid(name); pid > 0 && syscall.Kill(pid, syscall.SIGKILL) == nil {
+				c.gone(name, pid)
 			}
 		}
 		if t.Failed() {
@@ -164,7 +165,13 @@ func (c *cluster) kill(name string) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		c.t.Fatalf("kill %s (%d): %v", name, pid, err)
 	}
-	wait(c.t, name+" is gone", func() error {
+	c.gone(name, pid)
+}
+
+// gone waits until a process has ended.
+func (c *cluster) gone(name string, pid int) {
+	c.t.Helper()
+	wait(c.t, fmt.Sprintf("%s, process %d, is gone", name, pid), func() error {
 		if running(pid) {
 			return errors.New("it still runs")
 		}

@@ -5,7 +5,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -188,12 +187,7 @@ func TestClusterStopsAndStartsAgain(t *testing.T) {
 	}
 	c.stop(syscall.SIGINT)
 	for _, pid := range pids {
-		wait(t, fmt.Sprintf("process %d is gone", pid), func() error {
-			if running(pid) {
-				return errors.New("it still runs")
-			}
-			return nil
-		})
+		c.gone("one of four", pid)
 	}
 	c = startCluster(t, data)
 	if r, err := topic.Check(context.Background(), topic.History); err != nil || !r.Verdict.OK() {

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -78,12 +77,7 @@ func (c *cluster) cut(name string) {
 	if err := syscall.Kill(c.pid(name), syscall.SIGKILL); err != nil {
 		c.t.Fatalf("kill %s: %v", name, err)
 	}
-	wait(c.t, name+" is gone", func() error {
-		if running(c.pid(name)) {
-			return fmt.Errorf("process %d still runs", c.pid(name))
-		}
-		return nil
-	})
+	c.gone(name, c.pid(name))
 }
 
 func (c *cluster) powerCuts(v loadtest.Verify, names ...string) loadtest.VerifyResult {
