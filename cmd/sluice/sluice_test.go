@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -42,6 +43,31 @@ func ok(t *testing.T, stdin string, args ...string) string {
 		t.Fatalf("sluice %s: exit code %d: %s", strings.Join(args, " "), r.code, r.err)
 	}
 	return r.out
+}
+
+// eventually runs one command line until it succeeds and what it printed is as wanted: nodes tell each other how they are now and then, and on a busy machine
+// one may just be taken for dead.
+func eventually(t *testing.T, wanted func(out string) bool, args ...string) {
+	t.Helper()
+	late := time.After(testTimeout)
+	for {
+		r := sluice(t, "", args...)
+		if r.code == 0 && wanted(r.out) {
+			return
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-late:
+			t.Fatalf("sluice %s: exit code %d after %v, printed %q, %s", strings.Join(args, " "), r.code, testTimeout, r.out, r.err)
+		}
+	}
+}
+
+// has is for eventually.
+func has(parts ...string) func(string) bool {
+	return func(out string) bool {
+		return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(out, p) })
+	}
 }
 
 // asJSON runs one command line with -o json and decodes what it printed.

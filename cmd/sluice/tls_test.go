@@ -74,7 +74,7 @@ func TestTLSEverywhere(t *testing.T) {
 	first := startCore(t, t.TempDir(), "-c", file)
 	startCore(t, t.TempDir(), "-c", file, "--id", "2", "--join", first.address("node"))
 	flags := []string{"--tls-ca", dir + "/ca.pem", "--tls-cert", dir + "/node.pem", "--tls-key", dir + "/node.key"}
-	ok(t, "", append([]string{"topic", "create", "t", "-r", "2", "-p", "1"}, flags...)...)
+	eventually(t, has("topic t"), append([]string{"topic", "create", "t", "-r", "2", "-p", "1", "--if-not-exists"}, flags...)...)
 	ok(t, "secret\n", append([]string{"produce", "t"}, flags...)...)
 	if got := ok(t, "", append([]string{"consume", "t", "--from", "earliest", "-e"}, flags...)...); got != "secret\n" {
 		t.Errorf("the topic holds %q", got)
