@@ -33,6 +33,8 @@ var (
 	ErrRefused = errors.New("cluster refused this node")
 	// ErrRemoved is returned when this node was removed from the cluster: what its data directory holds is not needed any more.
 	ErrRemoved = errors.New("this node was removed from the cluster")
+	// errNotFencedYet is returned while a node's id belongs to a directory that does not answer and is not known to be dead.
+	errNotFencedYet = errors.New("the directory that has the id now is silent, but was heard of not long ago")
 	// errNotFounded is returned while the first leader has not yet committed the cluster's id.
 	errNotFounded = errors.New("the cluster is being founded")
 )
@@ -136,7 +138,8 @@ func (c *Controller) serveJoin(ctx context.Context, _ meta.NodeID, conn net.Conn
 }
 
 // acceptJoin registers the node. When its id belongs to another directory, that one gets the time
-// to be found dead.
+// to be found dead. It is called alive when it says so itself: to find that it is dead may take longer, as a new leader of the
+// metadata begins to count anew.
 func (c *Controller) acceptJoin(ctx context.Context, n meta.Node) (*joinAnswer, error) {
 	if c.group() == nil {
 		return nil, errors.New("this node has not joined a cluster itself yet")
@@ -150,10 +153,26 @@ func (c *Controller) acceptJoin(ctx context.Context, n meta.Node) (*joinAnswer, 
 			return nil, err
 		case res.Err == nil:
 			return &joinAnswer{ClusterID: c.id.clusterID(), Peers: c.peers()}, nil
-		case !c.waitFenced(ctx, n.ID, changed, deadline):
+		case c.waitFenced(ctx, n.ID, changed, deadline):
+		case c.silentOwner(ctx, n):
+			return nil, fmt.Errorf("%w: node id %d: %s", errNotFencedYet, n.ID, res.Err.Message)
+		default:
 			return &joinAnswer{Refused: res.Err.Message}, nil
 		}
 	}
+}
+
+// silentOwner tells whether the directory that a node's id belongs to is another one that does not answer.
+func (c *Controller) silentOwner(ctx context.Context, n meta.Node) bool {
+	owner, ok := c.Image().Node(n.ID)
+	if !ok || owner.Incarnation == n.Incarnation || n.ID == c.Self() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	var pong pingAnswer
+	err := c.pool.call(ctx, n.ID, opPing, nil, &pong)
+	return err != nil || pong.Server != owner.Server()
 }
 
 // waitFenced waits until the node is fenced and returns false when it is not in time.
