@@ -34,6 +34,7 @@ func (l *Log) check(c *Chunk, v view, offset int64) error {
 	if c.length > turnFreeBytes {
 		k.turn.of = &l.files.turns
 	}
+	defer k.turn.end() // also when it panics: a client's connection recovers, and the others still need their turns
 	err := k.run()
 	k.turn.end()
 	*buf = k.buf[:0]

@@ -120,3 +120,31 @@ func TestTurnsOfReads(t *testing.T) {
 		}
 	})
 }
+
+// TestTurnSurvivesPanic checks that a read which panics, and whose connection recovers, takes no turn with it.
+func TestTurnSurvivesPanic(t *testing.T) {
+	mem := vfs.NewMem()
+	if err := vfs.WriteFile(mem, "data", make([]byte, 2*turnFreeBytes)); err != nil {
+		t.Fatal(err)
+	}
+	inner, err := mem.Open("data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	var n atomic.Int64
+	l := &Log{files: NewFiles(1)}
+	l.files.turns.room = semaphore.NewWeighted(1)
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("it did not panic")
+			}
+		}()
+		c := &Chunk{file: busyFile{File: inner, reading: &n, most: &n, reads: &n, gate: func() { panic("BUG: of a test") }}, length: 2 * turnFreeBytes}
+		_ = l.check(c, view{s: &segment{}, bytes: c.length, next: 1, trusted: -1}, 0)
+	}()
+	if !l.files.turns.room.TryAcquire(1) {
+		t.Error("the turn is gone")
+	}
+}
