@@ -89,6 +89,7 @@ type DumpBatch struct {
 	Codec         string       `json:"compressCodec"`
 	CRC           uint32       `json:"crc"`
 	Valid         bool         `json:"isValid"`
+	DeleteHorizon *int64       `json:"deleteHorizonMs,omitempty"` // when tombstones go, once compaction has said so
 	Records       []DumpRecord `json:"records,omitempty"`
 }
 
@@ -150,6 +151,9 @@ func Describe(at BatchAt, records bool) (DumpBatch, error) {
 	if b.TimestampType() == record.LogAppendTime {
 		d.TimestampType = "LogAppendTime"
 	}
+	if ms, ok := b.DeleteHorizon(); ok {
+		d.DeleteHorizon = &ms
+	}
 	if !records {
 		return d, nil
 	}
@@ -184,9 +188,15 @@ func (d DumpBatch) write(w io.Writer, asJSON bool) error {
 		return json.NewEncoder(w).Encode(d)
 	}
 	_, err := fmt.Fprintf(w, "baseOffset: %d lastOffset: %d count: %d baseSequence: %d lastSequence: %d producerId: %d producerEpoch: %d "+
-		"partitionLeaderEpoch: %d isTransactional: %t isControl: %t position: %d %s: %d size: %d magic: 2 compresscodec: %s crc: %d isvalid: %t\n",
+		"partitionLeaderEpoch: %d isTransactional: %t isControl: %t position: %d %s: %d size: %d magic: 2 compresscodec: %s crc: %d isvalid: %t",
 		d.BaseOffset, d.LastOffset, d.Count, d.BaseSequence, d.LastSequence, d.ProducerID, d.ProducerEpoch,
 		d.LeaderEpoch, d.Transactional, d.Control, d.Position, d.TimestampType, d.Max, d.Size, d.Codec, d.CRC, d.Valid)
+	if d.DeleteHorizon != nil {
+		_, horizonErr := fmt.Fprintf(w, " deleteHorizonMs: %d", *d.DeleteHorizon)
+		err = errors.Join(err, horizonErr)
+	}
+	_, lineErr := fmt.Fprintln(w)
+	err = errors.Join(err, lineErr)
 	for _, r := range d.Records {
 		err = errors.Join(err, r.write(w, d.TimestampType))
 	}

@@ -94,6 +94,7 @@ type rewriting struct {
 	changed bool      // its records are not all there
 	w       *stagedFile
 	scratch []byte
+	unpaced int // bytes written since the last call of Pace
 }
 
 func (r *rewriting) run() error {
@@ -336,7 +337,12 @@ func (r *rewriting) write(b record.Batch) error {
 	if err := r.w.append(b); err != nil {
 		return err
 	}
-	return r.o.Pace(len(b))
+	if r.unpaced += len(b); r.unpaced < rewriteBytes { // waits for single batches would be mostly the timer's
+		return nil
+	}
+	n := r.unpaced
+	r.unpaced = 0
+	return r.o.Pace(n)
 }
 
 // endGroup finishes the segment that is being written. One that would take the place of its like is thrown away.

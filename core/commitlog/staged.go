@@ -185,6 +185,9 @@ func (l *Log) DropStaged() error {
 	}
 	l.write.Lock()
 	defer l.write.Unlock()
+	if err := l.usable(); err != nil { // the directory's name may be another log's by now
+		return err
+	}
 	used := l.stagedInUse()
 	var gone []string
 	for _, name := range names {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"strconv"
@@ -64,6 +65,7 @@ type compactor struct {
 	c        *Controller
 	throttle *partition.Throttle
 	levels   map[meta.Server]bool // known to know the entries; belongs to run
+	told     string               // the last error that was logged; belongs to run
 
 	set                                            *metrics.Set
 	rounds, failures, before, after, lost, skipped *metrics.Counter
@@ -71,7 +73,8 @@ type compactor struct {
 	last                                           atomic.Int64 // ms since 1970
 	current                                        atomic.Pointer[string]
 
-	asked chan *stageJob // for run
+	step  atomic.Pointer[func(step string)] // called before each step of a round; set by tests alone
+	asked chan *stageJob                    // for run
 	mu    struct {
 		sync.Mutex
 		jobs map[partition.Key]*stageJob
@@ -149,9 +152,19 @@ func (k *compactor) pass(ctx context.Context) {
 		k.current.Store(nil)
 		if err != nil && ctx.Err() == nil {
 			k.failures.Inc()
-			k.c.log.Info("a partition could not be compacted", "topic", next.topic, "partition", next.key.Index, "err", err)
+			k.tell(next, err)
 		}
 	}
+}
+
+// tell logs why a partition was not compacted. What is said again and again is not told to everybody.
+func (k *compactor) tell(c *candidate, err error) {
+	level := slog.LevelInfo
+	if err.Error() == k.told {
+		level = slog.LevelDebug
+	}
+	k.told = err.Error()
+	k.c.log.Log(context.Background(), level, "a partition could not be compacted", "topic", c.topic, "partition", c.key.Index, "err", err)
 }
 
 // settle takes a checkpoint of the replicas in which replaced segments wait for one.
@@ -223,16 +236,24 @@ func (k *compactor) round(ctx context.Context, c *candidate) error {
 	if err := listed(ctx, c.r, c.key); err != nil {
 		return err
 	}
+	if p, ok := c.r.set.Get(c.key); ok {
+		if err := k.room(p.Bytes()); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
+	k.at("rewrite")
 	applied := c.r.group.AppliedIndex()
 	done, err := c.r.set.Compact(ctx, c.key, c.options)
 	if err != nil {
 		return err
 	}
 	defer done.Release()
+	k.at("stage")
 	if err := k.stage(ctx, c, applied, done.Staged()); err != nil {
 		return err
 	}
+	k.at("swap")
 	if err := k.swap(ctx, c, done); err != nil {
 		return err
 	}
@@ -256,6 +277,23 @@ func listed(ctx context.Context, r *replica, k partition.Key) error {
 		return fmt.Errorf("checkpoint before a compaction: %w", err)
 	}
 	return nil
+}
+
+// errNoRoom is returned when rewritten segments would not fit on the disk beside those that they replace.
+var errNoRoom = errors.New("not enough room on the disk to compact")
+
+// room tells whether so many bytes more leave the disk's reserve alone.
+func (k *compactor) room(bytes int64) error {
+	if own := k.c.disks.own(); own != nil && own.FreeBytes < own.ReserveBytes+uint64(bytes) {
+		return fmt.Errorf("%w: %d bytes free, %d are the reserve, up to %d are needed", errNoRoom, own.FreeBytes, own.ReserveBytes, bytes)
+	}
+	return nil
+}
+
+func (k *compactor) at(step string) {
+	if hook := k.step.Load(); hook != nil {
+		(*hook)(step)
+	}
 }
 
 // swap proposes what was made and waits until it is decided on: for as long as the entry may still be applied, what was staged must not be touched.
@@ -359,13 +397,16 @@ func (k *compactor) stageOn(ctx context.Context, c *candidate, to meta.Server, q
 	}
 }
 
+func (q *stageRequest) bytes() (n int64) {
+	for _, seg := range q.Segments {
+		n += seg.Bytes
+	}
+	return n
+}
+
 // timeout is how long staging may take.
 func (q *stageRequest) timeout() time.Duration {
-	var bytes int64
-	for _, seg := range q.Segments {
-		bytes += seg.Bytes
-	}
-	return stageTimeoutMin + time.Duration(bytes/stageBytesPerSecondMin)*time.Second
+	return stageTimeoutMin + time.Duration(q.bytes()/stageBytesPerSecondMin)*time.Second
 }
 
 func (q *stageRequest) key() partition.Key { return partition.Key{Topic: q.Topic, Index: q.Index} }
@@ -460,7 +501,7 @@ func (k *compactor) getStaged(ctx context.Context, q *stageRequest) error {
 			return fmt.Errorf("%w: node %d has not applied entry %d", errMissing, k.c.Self(), q.Applied)
 		}
 	}
-	if err := listed(ctx, r, q.key()); err != nil {
+	if err := errors.Join(listed(ctx, r, q.key()), k.room(q.bytes())); err != nil {
 		return err
 	}
 	leader := partition.Peer{

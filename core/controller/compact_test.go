@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -124,7 +125,7 @@ func (l *keyedLoad) settled(all []*member, topic string) {
 		})
 	}
 	for _, m := range all {
-		m.eventually("all that was written", func() bool { return m.part(l.key).End() == int64(l.n) })
+		m.eventually("all that was written, some of it twice where its fate was unknown", func() bool { return m.part(l.key).End() >= int64(l.n) })
 		last, records := l.read(m, 0)
 		if !maps.Equal(last, l.last) || records > l.n/2 {
 			l.t.Errorf("node %d: %d records of %d are left, of %d keys; written %d", m.Self(), records, l.n, len(last), len(l.last))
@@ -144,11 +145,18 @@ func TestCompactionOnOneNode(t *testing.T) {
 	l.settled([]*member{a}, "keyed")
 }
 
-func compactingTrio(t *testing.T) []*member {
+func compactingTrio(t *testing.T, more ...func(*Options)) []*member {
 	t.Helper()
-	a := start(t, compacting(options(1)))
-	b := start(t, compacting(options(2, a.Addr())))
-	c := start(t, compacting(options(3, a.Addr())))
+	launch := func(o Options) *member {
+		o = compacting(o)
+		for _, f := range more {
+			f(&o)
+		}
+		return start(t, o)
+	}
+	a := launch(options(1))
+	b := launch(options(2, a.Addr()))
+	c := launch(options(3, a.Addr()))
 	a.eventually("three voters", func() bool { return voters(a) == 3 })
 	return []*member{a, b, c}
 }
@@ -166,5 +174,123 @@ func TestCompactionOnThreeNodes(t *testing.T) {
 		if from%97 == 0 {
 			l.read(all[int(from)%3], from)
 		}
+	}
+}
+
+// leads returns the member that leads the partition.
+func (l *keyedLoad) leads(all []*member) *member {
+	l.t.Helper()
+	var found *member
+	all[0].eventually("a leader", func() bool {
+		for _, m := range all {
+			if _, g, ok := m.Local(l.key.Topic, 0); ok {
+				if _, leads := g.Serving(); leads {
+					found = m
+					return true
+				}
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// TestCompactionWhileAReplicaIsAway: it comes back to a log with the swap, or to a checkpoint that has it behind it, and fetches what it lacks.
+func TestCompactionWhileAReplicaIsAway(t *testing.T) {
+	for _, by := range []string{"log", "checkpoint"} {
+		t.Run(by, func(t *testing.T) {
+			all := compactingTrio(t, func(o *Options) {
+				if by == "checkpoint" {
+					o.CheckpointBytes = 16 << 10 // the log from before the swap goes soon
+				}
+			})
+			all[0].create(compactTopic("keyed", 3))
+			served(t, all, "keyed")
+			fullISR(t, all, "keyed")
+			l := newKeyedLoad(t, all[0], "keyed")
+			l.settledEnough(all)
+			away := (slices.Index(all, l.leads(all)) + 1) % 3
+			all[away].crash()
+			rest := []*member{all[(away+1)%3], all[(away+2)%3]}
+			l.write(rest, 800)
+			l.settled(rest, "keyed")
+			all[away] = all[away].restart()
+			l.settled(all, "keyed")
+			sameFiles(t, all, "keyed")
+		})
+	}
+}
+
+// settledEnough waits until the first swap has come, so that all nodes are known to know it.
+func (l *keyedLoad) settledEnough(all []*member) {
+	l.t.Helper()
+	l.write(all, 100)
+	for _, m := range all {
+		m.eventually("a first compaction", func() bool { return m.part(l.key).Dirty() > 0 })
+	}
+}
+
+// TestLeaderGoesWhileItCompacts ends the leader at each step of a round. What it has rewritten is forgotten, and the next leader begins anew.
+func TestLeaderGoesWhileItCompacts(t *testing.T) {
+	for _, step := range []string{"rewrite", "stage", "swap"} {
+		t.Run(step, func(t *testing.T) {
+			all := compactingTrio(t)
+			all[0].create(compactTopic("keyed", 3))
+			served(t, all, "keyed")
+			fullISR(t, all, "keyed")
+			l := newKeyedLoad(t, all[0], "keyed")
+			l.settledEnough(all)
+			leader := l.leads(all)
+			reached, gone := make(chan struct{}, 100), make(chan struct{})
+			hook := func(at string) {
+				if at == step {
+					select {
+					case reached <- struct{}{}:
+					default:
+					}
+					<-gone
+				}
+			}
+			leader.compact.step.Store(&hook)
+			l.write(all, 300)
+			<-reached
+			_ = leader.node.Close()
+			close(gone)
+			leader.crash()
+			i := slices.Index(all, leader)
+			rest := []*member{all[(i+1)%3], all[(i+2)%3]}
+			l.write(rest, 300)
+			all[i] = leader.restart()
+			l.settled(all, "keyed")
+			sameFiles(t, all, "keyed")
+		})
+	}
+}
+
+// TestCompactedPartitionMoves: it is what it was, with its gaps, in the other shard.
+func TestCompactedPartitionMoves(t *testing.T) {
+	all := compactingTrio(t)
+	all[0].create(compactTopic("keyed", 1))
+	served(t, all, "keyed")
+	l := newKeyedLoad(t, all[0], "keyed")
+	l.write(all, 500)
+	from := l.leads(all)
+	l.settled([]*member{from}, "keyed")
+	to := all[(slices.Index(all, from)+1)%3]
+	dirty := from.part(l.key).Dirty()
+	reassign(t, all, "keyed", 0, to.Self())
+	moved(t, all, "keyed", 0, to.Self())
+	to.eventually("the partition", func() bool { return to.part(l.key) != nil })
+	if got := to.part(l.key).Dirty(); got < dirty {
+		t.Errorf("dirty from %d before the move and from %d after it", dirty, got)
+	}
+	if last, _ := l.read(to, 0); !maps.Equal(last, l.last) {
+		t.Errorf("%d keys after the move, %d before it", len(last), len(l.last))
+	}
+	l.write(all, 500)
+	to.eventually("what was written", func() bool { return to.part(l.key).End() == int64(l.n) })
+	to.eventually("a further compaction", func() bool { return to.part(l.key).Dirty() > dirty && to.part(l.key).Bytes() < 4*16384 })
+	if last, _ := l.read(to, 0); !maps.Equal(last, l.last) {
+		t.Errorf("%d keys after it was compacted again, %d are right", len(last), len(l.last))
 	}
 }
