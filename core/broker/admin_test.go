@@ -124,7 +124,7 @@ func TestCreateTopicsValidateOnly(t *testing.T) {
 
 // A change is answered when every live node shows it. Where one was not waited for, as it had missed a ping, it may be late.
 func TestReadAfterWriteOnEveryNode(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	writer := dialRaw(t, c.nodes[0].kafka)
 	readers := []*rawConn{dialRaw(t, c.nodes[1].kafka), dialRaw(t, c.nodes[2].kafka)}
@@ -380,7 +380,7 @@ func TestDescribeLogDirs(t *testing.T) {
 
 // What was acknowledged is in the sizes of every replica, also of one that had only heard of the records.
 func TestDescribeLogDirsOfFollowers(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	const tries = 5 // an answer waits for a second at most: on a busy machine that may not be enough for once
 	for try := range tries {

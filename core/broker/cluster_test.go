@@ -125,7 +125,7 @@ func (n *testNode) start() {
 	addr := l.Addr().(*net.TCPAddr)
 	n.kafka = addr.String()
 	n.ctl, err = controller.Open(controller.Options{
-		FS: n.fs, DataDir: n.dir, Listen: n.internal, Join: n.join, ReserveBytes: n.reserve, Now: n.now, Logger: log,
+		FS: n.fs, DataDir: n.dir, Listen: n.internal, Join: n.join, ReserveBytes: n.reserve, Heartbeat: heartbeat, Now: n.now, Logger: log,
 		Self: meta.Node{ID: n.id, Rack: fmt.Sprint("rack", n.id), KafkaHost: addr.IP.String(), KafkaPort: int32(addr.Port)},
 	})
 	if err != nil {

@@ -57,7 +57,7 @@ func read(t *testing.T, cl *kgo.Client, n int) []string {
 }
 
 func TestGroupResumesWhereItCommitted(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 1)
 	c.create("readings", 3, nil)
 	c.fill("readings", 300)
@@ -78,7 +78,7 @@ func TestGroupResumesWhereItCommitted(t *testing.T) {
 
 // TestGroupSharesPartitions has members come and go: at last every partition is read by one of those that stayed, and never by two at once.
 func TestGroupSharesPartitions(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, b := range []kgo.GroupBalancer{kgo.CooperativeStickyBalancer(), kgo.RangeBalancer()} {
 		t.Run(b.ProtocolName(), func(t *testing.T) {
 			c := startCluster(t, 1)
@@ -174,7 +174,7 @@ func (o *owners) await(ok func(by []int) bool) {
 
 // TestStaticMemberComesBack: it sends no LeaveGroup and gets its partitions back without a rebalance.
 func TestStaticMemberComesBack(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 1)
 	c.create("readings", 2, nil)
 	c.fill("readings", 10)
@@ -194,7 +194,7 @@ func TestStaticMemberComesBack(t *testing.T) {
 }
 
 func TestGroupAdministration(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 1)
 	c.create("readings", 2, nil)
 	adm, ctx := c.admin(), testContext(t)
@@ -444,7 +444,7 @@ func TestCoordinatorOfOtherThings(t *testing.T) {
 
 // TestOffsetsOfARecreatedTopic: a topic of the same name begins without offsets.
 func TestOffsetsOfARecreatedTopic(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 1)
 	adm, ctx := c.admin(), testContext(t)
 	c.create("readings", 1, nil)
@@ -467,7 +467,7 @@ func TestOffsetsOfARecreatedTopic(t *testing.T) {
 // TestCoordinatorFailover stops the coordinator's node again and again while a client commits rising offsets: what was acknowledged never goes back, and
 // after every failover the group works on.
 func TestCoordinatorFailover(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("readings", 1, nil)
 	var acked int64
@@ -523,7 +523,7 @@ func (c *testCluster) coordinator(name string) (node int32) {
 
 // TestGroupGoesOnAfterFailover: members keep their ids and partitions when another node takes their group over.
 func TestGroupGoesOnAfterFailover(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("readings", 6, nil)
 	o := newOwners(t)

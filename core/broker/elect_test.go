@@ -51,7 +51,7 @@ func TestElectLeadersErrors(t *testing.T) {
 
 // Without a majority there is no leader to hand over, and no unclean election makes one.
 func TestElectLeadersWithoutMajority(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("t", 1, nil)
 	image := c.nodes[0].ctl.Image()

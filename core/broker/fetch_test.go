@@ -160,7 +160,7 @@ func TestFetchSession(t *testing.T) {
 
 // TestFollowerFetch checks that a client is sent to the replica in its rack, and served there (KIP-392).
 func TestFollowerFetch(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("racks", 1, nil)
 	leader := c.steady("racks", 0)

@@ -18,7 +18,7 @@ import (
 )
 
 func TestProduceWaitsForADisk(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, nodes := range []int{1, 3} {
 		t.Run(fmt.Sprint(nodes), func(t *testing.T) { produceWaitsForADisk(t, nodes) })
 	}

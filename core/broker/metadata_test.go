@@ -24,7 +24,7 @@ func metadataRequest(version int16, topics ...string) *kmsg.MetadataRequest {
 }
 
 func TestMetadataVersions(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("seen", 6, nil)
 	conn := dialRaw(t, c.nodes[1].kafka)
@@ -86,7 +86,7 @@ func TestMetadataAllNoneAndById(t *testing.T) {
 }
 
 func TestMetadataCreatesTopics(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	conn := dialRaw(t, c.nodes[2].kafka)
 	long := strings.Repeat("x", 250)

@@ -153,7 +153,7 @@ func TestMovesUnderLoad(t *testing.T) {
 }
 
 func TestReassignmentsAreChecked(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("t", 2, nil)
 	for _, test := range []struct {
@@ -224,7 +224,7 @@ func (c *testCluster) listed(topic string, partition int32) (r kadm.ListPartitio
 
 // TestMoveIsHeldBackAndCancelled: a move that is throttled is seen to be under way, can be cancelled, and goes on once it may.
 func TestMoveIsHeldBackAndCancelled(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	if err := c.createOn("t", []int32{1}); err != nil {
 		t.Fatal(err)
@@ -293,7 +293,7 @@ func (c *testCluster) createOn(topic string, replicas []int32) error {
 
 // TestCoordinatorFollowsItsPartition: committed offsets are told by whoever has the group after the move of its partition, and never older ones.
 func TestCoordinatorFollowsItsPartition(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("t", 1, nil)
 	adm := c.admin()

@@ -226,7 +226,7 @@ func TestLogAppendTime(t *testing.T) {
 
 // TestWrongLeader checks that a follower's answer names the leader (KIP-951).
 func TestWrongLeader(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("led", 1, nil)
 	c.without("the leader's name", func() string {
@@ -245,7 +245,7 @@ func TestWrongLeader(t *testing.T) {
 
 // TestMinInsyncReplicas stops one of three nodes: what asks for all three is refused, what asks for two goes on.
 func TestMinInsyncReplicas(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	c := startCluster(t, 3)
 	c.create("all", 1, map[string]string{"min.insync.replicas": "3"})
 	c.create("most", 1, map[string]string{"min.insync.replicas": "2"})

@@ -50,7 +50,7 @@ func options(id meta.NodeID, join ...string) Options {
 	return Options{
 		FS: vfs.NewMem(), DataDir: "/data", Listen: "127.0.0.1:0", Join: join,
 		Self:              meta.Node{ID: id, KafkaHost: "localhost", KafkaPort: 9000 + int32(id), Rack: fmt.Sprint("rack", id)},
-		RetentionInterval: 100 * time.Millisecond, PreferredDelay: 3 * time.Second, Logger: testLogger(id),
+		RetentionInterval: 100 * time.Millisecond, PreferredDelay: 3 * time.Second, Heartbeat: heartbeat, Logger: testLogger(id),
 	}
 }
 
@@ -313,7 +313,7 @@ func TestProducerIDsAreGivenOnce(t *testing.T) {
 }
 
 func TestThreeNodes(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := trio(t)
 	for i, m := range all {
 		name := fmt.Sprint("by", i+1)
@@ -354,7 +354,7 @@ func TestThreeNodes(t *testing.T) {
 
 // TestTopicIsCreatedAfterAStandstill: a leader that has heard from nobody for a moment does not say that brokers are missing.
 func TestTopicIsCreatedAfterAStandstill(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := trio(t)
 	leader := leaderOf(t, all)
 	for _, m := range others(all, leader) {

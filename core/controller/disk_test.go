@@ -76,7 +76,7 @@ func metricOf(m *member, name string) string {
 // TestEveryVoterKnowsALowDisk has one of three disks run low, full, and get space again: all nodes know. When its node goes down it
 // holds nobody up.
 func TestEveryVoterKnowsALowDisk(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	a := start(t, options(1))
 	o, disk := faulty(options(2, a.Addr()))
 	b := start(t, o)
@@ -142,7 +142,7 @@ func TestEveryVoterKnowsALowDisk(t *testing.T) {
 // TestADiskWithNothingLeftHoldsNobodyUp fills the disk of the node that leads: another leads then, and takes records, as a majority has space. With a
 // second disk full nobody takes any.
 func TestADiskWithNothingLeftHoldsNobodyUp(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	o, first := faulty(options(1))
 	a := start(t, o)
 	o, second := faulty(options(2, a.Addr()))

@@ -133,7 +133,7 @@ func TestStoppedNodeIsFencedAtOnce(t *testing.T) {
 }
 
 func TestAllRestart(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := trio(t)
 	all[1].create(plain("t"), plain(meta.OffsetsTopic))
 	id := all[0].Image().Topic("t").ID
@@ -157,7 +157,7 @@ func TestAllRestart(t *testing.T) {
 }
 
 func TestChangedAddresses(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := trio(t)
 	all[0].create(plain("t"))
 	moved := others(all, leaderOf(t, all))[0]
@@ -174,7 +174,7 @@ func TestChangedAddresses(t *testing.T) {
 }
 
 func TestJoinUnderTakenID(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	a := start(t, options(1))
 	start(t, options(2, a.Addr()))
 	c := launch(t, options(2, a.Addr()))
@@ -206,7 +206,7 @@ func TestOtherClusterIsRefused(t *testing.T) {
 // A node whose directory is lost comes back under its id as a new member, is brought into the
 // metadata group and its shards, and gets its data.
 func TestLostDirectoryIsReplaced(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := trio(t)
 	all[0].create(plain("t"), meta.NewTopic{Name: "alone", Partitions: 6, ReplicationFactor: 1})
 	fill(t, all, "t", 20)

@@ -318,7 +318,7 @@ func faultTrio(t *testing.T) ([]*member, []*vfs.Fault) {
 // TestFailedSyncHeals: every sync of one node fails for a moment, also those of its metadata. Its replicas stop and come
 // back by themselves; the others go on.
 func TestFailedSyncHeals(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all, disks := faultTrio(t)
 	all[0].create(segmentsTopic("t"))
 	for i, m := range all {
@@ -339,7 +339,7 @@ func TestFailedSyncHeals(t *testing.T) {
 
 // TestFullDiskHeals: one node's disk takes no more data for a while.
 func TestFullDiskHeals(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all, disks := faultTrio(t)
 	all[0].create(segmentsTopic("t"))
 	m := all[2]
@@ -362,7 +362,7 @@ func TestFullDiskHeals(t *testing.T) {
 
 // TestDamagedFilesHeal damages the files of a stopped node in every way and starts it: it heals without anybody's help.
 func TestDamagedFilesHeal(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	whole := t // nodes live longer than one case
 	all := scrubbingTrio(t)
 	all[0].create(segmentsTopic("t"))
@@ -475,7 +475,7 @@ func removeAll(t *testing.T, fsys vfs.FS, name string) {
 // TestFailedSyncOfTheFileSystemHeals: when everything was to be synced at once and that failed, all replicas of the node are
 // opened again.
 func TestFailedSyncOfTheFileSystemHeals(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all, disks := faultTrio(t)
 	all[0].create(segmentsTopic("t"))
 	m := all[1]
@@ -498,7 +498,7 @@ func TestFailedSyncOfTheFileSystemHeals(t *testing.T) {
 // TestMostReplicasDamaged: with two of three replicas damaged nobody may begin anew. What is there stays, the status says what
 // to do, and with the files whole again all is well.
 func TestMostReplicasDamaged(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := scrubbingTrio(t)
 	all[0].create(segmentsTopic("t"))
 	id := all[0].Image().Topic("t").Partitions[0].Shard

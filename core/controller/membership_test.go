@@ -98,7 +98,7 @@ func holds(t *testing.T, all []*member, topic string, n int64) {
 }
 
 func TestFourthNodeGetsReplicasAndLeaders(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := briskTrio(t)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 6, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
 	load(t, all, "t", 20)
@@ -141,7 +141,7 @@ func onlyWanted(t *testing.T, m *member) {
 }
 
 func TestDrainAndRemove(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := grow(t, briskTrio(t), 4)
 	all[3].create(meta.NewTopic{Name: "t", Partitions: 8, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 4, ReplicationFactor: 1})
 	load(t, all, "t", 20)
@@ -173,7 +173,7 @@ func TestDrainAndRemove(t *testing.T) {
 }
 
 func TestDeadNodeIsReplaced(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := grow(t, briskTrio(t), 4)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 8, ReplicationFactor: 3})
 	load(t, all, "t", 20)
@@ -201,7 +201,7 @@ func TestDeadNodeIsReplaced(t *testing.T) {
 }
 
 func TestDeadNodeIsRemovedByForce(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := briskTrio(t)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 6, ReplicationFactor: 3}, meta.NewTopic{Name: "one", Partitions: 3, ReplicationFactor: 1})
 	load(t, all, "t", 20)
@@ -250,7 +250,7 @@ func TestDeadNodeIsRemovedByForce(t *testing.T) {
 
 // The leader of the metadata, and with it a shard's leader, dies again and again while a node is drained: whoever is next goes on.
 func TestDrainGoesOnWithoutItsLeader(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := grow(t, grow(t, briskTrio(t), 4), 5)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 10, ReplicationFactor: 3})
 	load(t, all, "t", 20)
@@ -278,7 +278,7 @@ func TestDrainGoesOnWithoutItsLeader(t *testing.T) {
 
 // A node gives a replica away and gets it back, several times: no record of an earlier removal takes the new one.
 func TestReplicaMovesAwayAndBack(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := grow(t, briskTrio(t), 4)
 	all[0].create(meta.NewTopic{Name: "t", Partitions: 4, ReplicationFactor: 3})
 	load(t, all, "t", 20)
@@ -314,7 +314,7 @@ func TestReplicaMovesAwayAndBack(t *testing.T) {
 }
 
 func TestElectPreferred(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := trio(t)
 	all[0].create(plain("t"))
 	ctx := context.Background()

@@ -226,7 +226,7 @@ func (l *moveLoad) powerCut(m *member) *member {
 // TestPowerCutsWhilePartitionsMove: at each step of a switch the leader of the source, that of the target
 // or that of the metadata loses its power, under load.
 func TestPowerCutsWhilePartitionsMove(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := trio(t)
 	var index int32
 	steps, victims := []string{"freeze", "seal", "adopt", "finish", "finished"}, []string{"source", "target", "metadata"}

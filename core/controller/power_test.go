@@ -131,7 +131,7 @@ func live(t *testing.T, o Options, fs *cutFS) (clusterID string, cut bool) {
 // TestPowerCutWhileFounding cuts the power at every sync of a node's first life, from its identity over the cluster's first entry to its first topic. The
 // next start goes on: with the topic, when that was answered, and in the same cluster then.
 func TestPowerCutWhileFounding(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	const atOnce = 4 // most of the time is spent waiting
 	places := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
@@ -188,7 +188,7 @@ func again(o Options, clusterID string) error {
 
 // TestPowerCutWhileJoining does so with a node that joins another one's cluster, at some of its syncs. It is then let in as if nothing had been.
 func TestPowerCutWhileJoining(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	for range 6 {
 		a := start(t, options(1))

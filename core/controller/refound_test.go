@@ -12,7 +12,7 @@ import (
 // TestShardsBeginAnewOnTheNodeThatLostThem: the replica that waited there is founded, and may be so again where a
 // shard was once moved away from.
 func TestShardsBeginAnewOnTheNodeThatLostThem(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := briskTrio(t)
 	all[0].create(meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
 	load(t, all, "one", 5)
@@ -124,7 +124,7 @@ func memberOf(all []*member, id meta.ShardID) *member {
 
 // TestMovedReplicaIsNotRemovedByForce: while a shard is being moved, the node that it leaves may have the only whole copy.
 func TestMovedReplicaIsNotRemovedByForce(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	all := briskTrio(t)
 	ctx := context.Background()
 	all[0].create(meta.NewTopic{Name: "one", Partitions: 6, ReplicationFactor: 1})
