@@ -34,7 +34,7 @@ bin/sluice-chaos: go.mod go.sum $(GO_FILES) # sluice with a switchboard for faul
 
 cross: ## builds for every platform that is promised, into bin/<os>-<arch>
 	@set -e; for p in linux/amd64/ linux/arm64/ linux/arm/7; do IFS=/ read -r os arch arm <<<"$$p"; \
-	  for b in $(BINARIES); do echo "$$os-$$arch$$arm $$b"; GOOS=$$os GOARCH=$$arch GOARM=$$arm go build -trimpath -ldflags '$(LDFLAGS)' -o "bin/$$os-$$arch$$arm/$$b" "./cmd/$$b"; done; done
+	  echo "$$os-$$arch$$arm"; mkdir -p "bin/$$os-$$arch$$arm"; GOOS=$$os GOARCH=$$arch GOARM=$$arm go build -trimpath -ldflags '$(LDFLAGS)' -o "bin/$$os-$$arch$$arm/" $(addprefix ./cmd/,$(BINARIES)); done
 
 test: ## the tests beside the code
 	go test -timeout 20m ./...
