@@ -20,7 +20,7 @@ const memPage = 4096
 // survive a crash, for tests. The zero value is not usable; see NewMem.
 type Mem struct {
 	life string
-	mu struct {
+	mu   struct {
 		sync.Mutex
 		root   *memNode
 		seq    uint64                // orders the changes that are not durable yet
