@@ -20,8 +20,6 @@ const (
 	// doubtFor is how long a replica whose log may be shorter than what it has acknowledged abstains from elections: as long as an
 	// election by the others takes (1.4 s with DefaultHeartbeat). It ends by time because they may all have lost their power at once.
 	doubtFor = 1500 * time.Millisecond
-	// doubtForMax is the same while somebody who is not in doubt asks for votes: an election that may succeed without this replica.
-	doubtForMax = 2 * doubtFor
 	// doubtSpread keeps replicas whose doubt ends at the same time from standing for election at the same time.
 	doubtSpread = 200 * time.Millisecond
 	// doubtPoll is how often a candidate looks whether its doubt is over.
@@ -46,6 +44,7 @@ type doubt struct {
 	mu    struct {
 		sync.Mutex
 		asked time.Time // when somebody asked for a vote the last time
+		early bool      // somebody did so in the first half of the doubt
 		told  commit    // an entry of a leader's own term that it has, with all that it knows to be committed before
 	}
 }
@@ -74,12 +73,12 @@ func (g *Group) doubtful() bool {
 		return false
 	}
 	d.mu.Lock()
-	told, asked := d.mu.told, d.mu.asked
+	told, asked, early := d.mu.told, d.mu.asked, d.mu.early
 	d.mu.Unlock()
 	now := time.Now()
-	lasts := doubtFor
-	if now.Sub(asked) < 2*g.heartbeat {
-		lasts = doubtForMax
+	lasts := g.node.o.doubtFor
+	if early && now.Sub(asked) < 2*g.heartbeat {
+		lasts *= 2
 	}
 	switch {
 	case g.holds(told):
@@ -93,7 +92,9 @@ func (g *Group) doubtful() bool {
 	return false
 }
 
-// abstains is doubtful, asked on behalf of a candidate. One that asks has no doubt itself.
+// abstains is doubtful, asked on behalf of a candidate. One that asks has no doubt itself. If it asks early it has not lost its power at
+// the same time as this one, and the doubt may last twice as long while it goes on asking: an election that may succeed without this replica. After a power
+// cut of all the first ones whose doubt has ended ask the others late.
 func (g *Group) abstains() bool {
 	if !g.doubtful() {
 		return false
@@ -101,6 +102,7 @@ func (g *Group) abstains() bool {
 	d := &g.doubt
 	d.mu.Lock()
 	d.mu.asked = time.Now()
+	d.mu.early = d.mu.early || d.mu.asked.Sub(d.since) < g.node.o.doubtFor/2
 	d.mu.Unlock()
 	return true
 }
@@ -163,7 +165,7 @@ func (g *Group) mayStand() bool {
 	if g.doubt.since.IsZero() || g.voters() < doubtVoters {
 		return true
 	}
-	return !g.doubtful() && time.Since(g.doubt.since) >= doubtFor+g.doubt.late
+	return !g.doubtful() && time.Since(g.doubt.since) >= g.node.o.doubtFor+g.doubt.late
 }
 
 // awaitCertainty lets a candidate wait for the end of its doubt, no longer than its candidature lasts. It returns errDoubtful when

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"sluice/core/meta"
 	"sluice/core/vfs"
 )
 
@@ -38,7 +39,7 @@ func (m *member) wasAsked() bool {
 // A leader's disk lies, its power is cut, and it is back before the only replica that has the last records is: it must not help the
 // one that lacks them to lead.
 func TestLyingLeader(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.doubtFor = patience })
 	liar := c.leader()
 	others := c.others(liar.id)
 	honest, behind := c.nodes[others[0]], c.nodes[others[1]]

@@ -56,6 +56,9 @@ func NewNode(o Options) (*Node, error) {
 	if o.CheckpointBytes <= 0 {
 		o.CheckpointBytes = DefaultCheckpointBytes
 	}
+	if o.doubtFor == 0 {
+		o.doubtFor = doubtFor
+	}
 	if o.quietAfter == 0 {
 		o.quietAfter = quietAfter
 	}

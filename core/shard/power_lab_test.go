@@ -106,6 +106,7 @@ func (l *powerLab) tune(id meta.NodeID, o *Options) {
 	l.nodes[id].fault.SetHook(l.before(id, disk))
 	l.nodes[id].fault.SetAfter(l.after(id, disk))
 	o.CheckpointBytes = 24 << 10
+	o.doubtFor = 50 * time.Millisecond // its disks are honest
 }
 
 var errNoPower = errors.New("the power is gone")

@@ -111,7 +111,7 @@ type Options struct {
 	// Logger gets what a person should know; nil discards it.
 	Logger *slog.Logger
 
-	quietAfter, quietBeat time.Duration // other than usual in tests alone: see limits
+	quietAfter, quietBeat, doubtFor time.Duration // other than usual in tests alone: see limits
 }
 
 // Handler serves a connection of a further kind. The connection is closed when it returns or when

@@ -32,7 +32,7 @@ const (
 	SlowDisk  Kind = "slow-disk"
 	FailSync  Kind = "fail-sync"
 	LyingSync Kind = "lying-sync" // a follower's syncs are answered and not done, then its power goes
-	LyingLead Kind = "lying-lead" // the same of a node that leads: only when asked for, as more is lost than a majority of honest disks can make good
+	LyingLead Kind = "lying-lead" // the same of a node that leads: only when asked for: what protects from it ends by time
 	PowerCut  Kind = "power-cut"  // what was not synced is lost
 	Blackout  Kind = "blackout"   // a power cut of all nodes at once
 	Clock     Kind = "clock"      // the node's wall clock jumps
