@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// doubtFor is how long a replica whose log may be shorter than what it has acknowledged abstains from elections: as long as an
-	// election by the others takes (1.4 s with DefaultHeartbeat). It ends by time because they may all have lost their power at once.
+	// doubtFor is how long after the start of its node a replica whose log may be shorter than what it has acknowledged abstains from
+	// elections: as long as an election by the others takes (1.4 s with DefaultHeartbeat). It ends by time because they may all have lost their
+	// power at once.
 	doubtFor = 1500 * time.Millisecond
 	// doubtSpread keeps replicas whose doubt ends at the same time from standing for election at the same time.
 	doubtSpread = 200 * time.Millisecond
@@ -38,7 +39,7 @@ var errDoubtful = errors.New("replica may have forgotten what it acknowledged, a
 // those who remember had the time to elect one (see "Disks that lie" in DESIGN.md).
 type doubt struct {
 	over  atomic.Bool
-	since time.Time     // zero: there never was any
+	since time.Time     // the node's start; zero: there never was any doubt
 	late  time.Duration // how much later it stands for election itself
 	kept  bool          // the boot is written down; belongs to the watcher
 	mu    struct {
@@ -54,14 +55,14 @@ type doubt struct {
 func (g *Group) beginInDoubt() error {
 	g.doubt.over.Store(true)
 	info := g.log.Info()
-	if info.Term == 0 && info.Last == 0 || g.node.hasFounded(g.id) {
+	if info.Term == 0 && info.Last == 0 || g.node.hasFounded(g.id) || time.Since(g.node.started) >= g.node.o.doubtFor {
 		return nil
 	}
 	var err error
 	if g.doubt.kept, err = g.knowsBoot(); err != nil || g.doubt.kept {
 		return err
 	}
-	g.doubt.since, g.doubt.late = time.Now(), rand.N(doubtSpread)
+	g.doubt.since, g.doubt.late = g.node.started, rand.N(doubtSpread)
 	g.doubt.over.Store(false)
 	return nil
 }

@@ -22,6 +22,7 @@ const shardsDir = "shards"
 // Node holds the groups of one process and the listener they share.
 type Node struct {
 	o         Options
+	started   time.Time
 	log       *slog.Logger
 	listener  net.Listener
 	ctx       context.Context // ends when the node stops; for what outlives a call
@@ -71,7 +72,7 @@ func NewNode(o Options) (*Node, error) {
 	if err := o.FS.MkdirAll(path.Join(o.Dir, shardsDir)); err != nil {
 		return nil, fmt.Errorf("make shard directory: %w", err)
 	}
-	n := &Node{o: o, log: o.Logger}
+	n := &Node{o: o, started: time.Now(), log: o.Logger}
 	n.spare.init()
 	n.moments.every = o.quietBeat
 	if err := n.sweep(); err != nil {
