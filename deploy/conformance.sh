@@ -5,7 +5,8 @@
 # waiting. Those of `python` are not run, unless ALLOWED is set: then one that passes by now is told. Where others of a group go on when all that has to
 # pass has been told (franz-go's transactions, until its limit of five minutes), the next group begins beside them.
 # A group that fails is run once more, alone, and fails if it fails again: its programs have time limits of their own, and races of their own when they are
-# starved (seen: kafka-python's only member of a group assigns before it has metadata, and never again). What failed first is shown.
+# starved (seen: kafka-python's only member of a group assigns before it has metadata, and never again; aiokafka's producer, not idempotent by default, writes
+# twice when a leader that stood still for a second is replaced meanwhile). What failed first is shown.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kit=$1; shift
