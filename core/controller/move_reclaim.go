@@ -11,7 +11,7 @@ import (
 // moved away or deleted: their files go with the next one, and an idle shard has none for an hour.
 const reclaimInterval = 30 * time.Second
 
-// reclaim has this node's replicas let go of the files of partitions that they no longer have.
+// reclaim has this node's replicas let go of the files of partitions that they no longer have, and those that came take their names.
 func (c *Controller) reclaim(ctx context.Context) {
 	taken := make(map[meta.ShardID]time.Time)
 	tick := time.NewTicker(reclaimInterval / 10)
@@ -21,6 +21,9 @@ func (c *Controller) reclaim(ctx context.Context) {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
+		}
+		if err := c.dirs.GivePlainNames(); err != nil {
+			c.log.Debug("partition directories keep their names", "err", err)
 		}
 		for id, r := range c.replicaMap() {
 			if r.set.Dropped() == 0 || time.Since(taken[id]) < reclaimInterval {

@@ -44,7 +44,7 @@ const (
 // deleted partitions wait as `<name>-<index>.<id>-deleted` for the checkpoint
 // that no longer names them; `<name>-<index>.<id>.<move>-move` is a copy that is
 // being made for another shard. All of these names follow from the key, so that a
-// partition is found again under any of them.
+// partition is found again under any of them. One that had to take another name than the first gets that when it is free, see GivePlainNames.
 //
 // What Dirs writes is durable after Sync, which comes before a checkpoint counts.
 type Dirs struct {
@@ -55,6 +55,7 @@ type Dirs struct {
 	mu struct {
 		sync.Mutex
 		claimed map[string]claim     // by directory name
+		places  map[string]*place    // by claimed path, where that is not the plain name
 		stages  map[claim]*Stage     // copies being made
 		strays  map[string]time.Time // since when those are seen that were set aside
 		changed bool                 // names changed since the last Sync
@@ -81,6 +82,7 @@ func NewDirs(fsys vfs.FS, dataDir string) (*Dirs, error) {
 		return nil, fmt.Errorf("sync data directory: %w", err)
 	}
 	d.mu.claimed, d.mu.renamed, d.mu.stages = make(map[string]claim), make(map[string]bool), make(map[claim]*Stage)
+	d.mu.places = make(map[string]*place)
 	if err := d.readOrigin(); err != nil {
 		return nil, err
 	}
@@ -152,6 +154,7 @@ func (d *Dirs) claim(c claim, name string, fresh bool) (path string, marked bool
 	path = filepath.Join(d.root, dir)
 	if have, err := d.readMetadata(path); err == nil && have == c {
 		d.mu.claimed[dir] = c
+		d.settleAtLocked(c, name, path)
 		return path, true, nil
 	}
 	if err := d.settleLocked(dir); err != nil {
@@ -165,6 +168,7 @@ func (d *Dirs) claim(c claim, name string, fresh bool) (path string, marked bool
 		return "", false, err
 	}
 	d.mu.claimed[dir] = c
+	d.settleAtLocked(c, name, path)
 	return path, false, nil
 }
 
@@ -238,12 +242,12 @@ func (d *Dirs) clearLocked(c claim, name, target string, found bool) error {
 func (d *Dirs) setAside(c claim, name, path string) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	aside := ownDir(c, name) + deletedSuffix
-	delete(d.mu.claimed, filepath.Base(path))
-	if there, err := d.exists(filepath.Base(path)); err != nil || !there {
+	dir, aside := d.leaveLocked(path), ownDir(c, name)+deletedSuffix
+	delete(d.mu.claimed, dir)
+	if there, err := d.exists(dir); err != nil || !there {
 		return filepath.Join(d.root, aside), err
 	}
-	if err := d.renameLocked(filepath.Base(path), aside); err != nil {
+	if err := d.renameLocked(dir, aside); err != nil {
 		return "", err
 	}
 	return filepath.Join(d.root, aside), nil
@@ -253,7 +257,7 @@ func (d *Dirs) setAside(c claim, name, path string) (string, error) {
 func (d *Dirs) release(path string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.mu.claimed, filepath.Base(path))
+	delete(d.mu.claimed, d.leaveLocked(path))
 }
 
 // settleLocked makes an earlier renaming from or to a name durable before the
@@ -422,8 +426,10 @@ func parseMetadata(text string) (c claim, err error) {
 }
 
 // syncMetadata makes a partition's metadata file and its name durable.
-func (d *Dirs) syncMetadata(path string) error {
-	f, err := d.fs.Open(filepath.Join(path, metadataFile))
+func (d *Dirs) syncMetadata(path string) error { return syncMetadata(d.at(path), path) }
+
+func syncMetadata(fsys vfs.FS, path string) error {
+	f, err := fsys.Open(filepath.Join(path, metadataFile))
 	if err != nil {
 		return fmt.Errorf("open %s: %w", metadataFile, err)
 	}
@@ -433,7 +439,7 @@ func (d *Dirs) syncMetadata(path string) error {
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("close %s: %w", metadataFile, err)
 	}
-	if err := d.fs.SyncDir(path); err != nil {
+	if err := fsys.SyncDir(path); err != nil {
 		return fmt.Errorf("sync partition directory: %w", err)
 	}
 	return nil

@@ -1,6 +1,8 @@
 package partition
 
 import (
+	"errors"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -152,6 +154,70 @@ func TestMetadataRoundTrip(t *testing.T) {
 	for n := range len(text) {
 		if _, err := parseMetadata(string(text[:n])); err == nil {
 			t.Errorf("%d of %d bytes parsed", n, len(text))
+		}
+	}
+}
+
+// TestDirsGivePlainNames: who had to take another name gets the plain one when it is free, with what it has open; a power cut before that is durable leaves either.
+func TestDirsGivePlainNames(t *testing.T) {
+	for _, kept := range []bool{false, true} {
+		disk := vfs.NewMem()
+		k := Key{topicID("1"), 3}
+		was, comes := claim{key: k, shard: testShard}, claim{key: k, shard: testShard + 1, move: 7}
+		d := newDirs(t, disk)
+		old, _, err := d.claim(was, "t", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path, _, err := d.claim(comes, "t", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(d.syncMetadata(old), d.syncMetadata(path), d.Sync()); err != nil {
+			t.Fatal(err)
+		}
+		own := filepath.Base(path)
+		fsys := d.at(path)
+		if err := vfs.WriteFile(fsys, filepath.Join(path, "a"), []byte("before")); err != nil {
+			t.Fatal(err)
+		}
+		open, err := fsys.Open(filepath.Join(path, "a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.GivePlainNames(); err != nil || !there(t, d, own) {
+			t.Fatalf("a name that is held was taken: %v", err)
+		}
+		aside, err := d.setAside(was, "t", old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.GivePlainNames(); err != nil || there(t, d, own) || !there(t, d, "t-3/a") {
+			t.Fatalf("the free name was not given: %v", err)
+		}
+		cut := disk.CrashClone(func() bool { return kept })
+		if _, err := open.WriteAt([]byte("B"), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(open.Close(), vfs.WriteFile(fsys, filepath.Join(path, "b"), []byte("after"))); err != nil {
+			t.Fatal(err)
+		}
+		got, err := vfs.ReadFile(fsys, filepath.Join(path, "a"))
+		if err != nil || string(got) != "Before" {
+			t.Errorf("read %q by the path that was opened: %v", got, err)
+		}
+		if names, err := fsys.List(path); err != nil || len(names) != 3 || d.where(path) != "/data/t-3" || !there(t, d, "t-3/b") {
+			t.Errorf("%v in %s: %v", names, d.where(path), err)
+		}
+		if gone, err := d.setAside(comes, "t", path); err != nil || gone == aside || there(t, d, "t-3") {
+			t.Errorf("set aside as %s: %v", gone, err)
+		}
+		again := newDirs(t, cut)
+		if back, marked, err := again.claim(comes, "t", false); err != nil || !marked || back != "/data/t-3" {
+			t.Errorf("found in %s after a power cut: %t, %v", back, marked, err)
+		}
+		if back, marked, err := again.claim(was, "t", false); err != nil || !marked || filepath.Base(back) != "t-3.31000000000000000000000000000000" {
+			t.Errorf("the other life is in %s after a power cut: %t, %v", back, marked, err)
 		}
 	}
 }

@@ -110,7 +110,7 @@ func (s *Set) settle(ctx context.Context) (progress bool) {
 func (s *Set) syncRestored(p *Partition) error {
 	err := s.syncFiles(p)
 	if err == nil {
-		err = s.o.FS.SyncDir(p.dir)
+		err = s.o.Dirs.at(p.dir).SyncDir(p.dir)
 	}
 	if err == nil {
 		err = s.o.Dirs.Sync()
@@ -157,7 +157,7 @@ func (s *Set) quarantine(p *Partition, base int64) {
 
 // syncSegment makes a segment durable that the log takes for synced.
 func (s *Set) syncSegment(p *Partition, base int64) error {
-	f, err := s.o.FS.Open(p.segmentPath(base))
+	f, err := s.o.Dirs.at(p.dir).Open(p.segmentPath(base))
 	if err != nil {
 		return fmt.Errorf("open segment: %w", err)
 	}

@@ -142,7 +142,7 @@ func (r *replica) segments() map[string]string {
 	found := make(map[string]string)
 	for p := range r.set.All() {
 		for _, seg := range p.log.Segments() {
-			data, err := vfs.ReadFile(r.fs, p.segmentPath(seg.Base))
+			data, err := vfs.ReadFile(r.set.o.Dirs.at(p.dir), p.segmentPath(seg.Base))
 			if err != nil {
 				r.tb.Fatalf("read segment: %v", err)
 			}

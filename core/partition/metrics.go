@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/VictoriaMetrics/metrics"
 )
@@ -145,11 +146,11 @@ type DamagedSegment struct {
 // statusDamaged bounds the list in a Status; metrics have the number.
 const statusDamaged = 20
 
-func (w *wounds) status() (list []DamagedSegment) {
+func (w *wounds) status(where func(dir string) string) (list []DamagedSegment) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, x := range w.mu.list[:min(len(w.mu.list), statusDamaged)] {
-		list = append(list, DamagedSegment{File: x.p.segmentPath(x.base), Error: x.cause.Error(), Hopeless: x.hopeless})
+		list = append(list, DamagedSegment{File: filepath.Join(where(x.p.dir), filepath.Base(x.p.segmentPath(x.base))), Error: x.cause.Error(), Hopeless: x.hopeless})
 	}
 	return list
 }
@@ -159,7 +160,7 @@ func (s *Set) Status() any {
 	st := Status{
 		Shard: uint32(s.o.Shard), Partitions: s.Len(), Producers: s.producerCount(),
 		Complete: s.Complete(), MissingSegments: s.catchUp.segments(), MissingBytes: s.catchUp.bytes(),
-		Doomed: s.doomed.len(), Damaged: s.wounds.status(),
+		Doomed: s.doomed.len(), Damaged: s.wounds.status(s.o.Dirs.where),
 	}
 	for p := range s.All() {
 		st.Bytes += p.Bytes()

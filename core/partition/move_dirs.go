@@ -46,7 +46,7 @@ func (d *Dirs) makeStage(path string, c claim) error {
 	if err := d.writeMetadata(path, c); err != nil {
 		return err
 	}
-	return d.syncMetadata(path)
+	return syncMetadata(d.fs, path)
 }
 
 func (d *Dirs) closeStage(s *Stage) {

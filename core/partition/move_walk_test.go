@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -157,7 +158,7 @@ func (w *moveWalk) step() {
 	p := w.parts[rapid.IntRange(0, len(w.parts)-1).Draw(w.t, "partition")]
 	n := w.nodes[rapid.IntRange(0, len(w.nodes)-1).Draw(w.t, "node")]
 	s := rapid.IntRange(0, moveShards-1).Draw(w.t, "shard")
-	steps := []string{"append", "append", "append", "append", "apply", "apply", "apply", "move", "copy", "freeze", "freeze", "adopt", "adopt", "finish", "finish", "cancel", "checkpoint", "cut", "install", "term", "late", "start"}
+	steps := []string{"append", "append", "append", "append", "apply", "apply", "apply", "move", "copy", "freeze", "freeze", "adopt", "adopt", "finish", "finish", "cancel", "checkpoint", "cut", "install", "term", "late", "start", "names", "names"}
 	step := rapid.SampledFrom(steps).Draw(w.t, "step")
 	w.t.Logf("%s: node %d, shard %d, partition %d %+v", step, n.id, s, p.key.Index, struct {
 		at     int
@@ -187,6 +188,8 @@ func (w *moveWalk) step() {
 		n.powerCut()
 	case "install":
 		n.install(s)
+	case "names":
+		n.giveNames()
 	case "term":
 		w.term++
 	case "late":
@@ -207,6 +210,27 @@ func (w *moveWalk) append(p *movedPartition) []byte {
 		p.next += int32(b.count) // else the next one has the same sequence: one of them is refused or a duplicate
 	}
 	return EncodeAppend([]Append{{Key: p.key, Batches: b.build()}})
+}
+
+// giveNames gives plain names while everything is in use. A partition that lives once on the node has its own then.
+func (n *moveNode) giveNames() {
+	if err := n.dirs.GivePlainNames(); err != nil {
+		n.w.t.Fatalf("give names: %v", err)
+	}
+	for _, p := range n.w.parts {
+		var lives []*Partition
+		for _, r := range n.shards {
+			if life, ok := r.set.Get(p.key); ok {
+				lives = append(lives, life)
+			}
+		}
+		plain := filepath.Join("/data", preferredDir(p.key, "moved"))
+		if len(lives) == 1 && n.dirs.where(lives[0].dir) != plain {
+			if _, err := n.fs.Stat(plain); err != nil {
+				n.w.t.Fatalf("the only life of %s is in %s", p.key, n.dirs.where(lives[0].dir))
+			}
+		}
+	}
 }
 
 // begin starts a move to the other shard.

@@ -229,7 +229,7 @@ func (s *Set) open(sec *section, fresh bool) (*Partition, []commitlog.SegmentInf
 	c := s.logConfig(sec.Config, sec.dirty)
 	c.Epoch = p.EpochAt
 	c.Damaged = func(base int64, err error) { s.suspect(p, base, err) }
-	log, missing, err := commitlog.OpenAt(s.o.FS, dir, c, sec.Log)
+	log, missing, err := commitlog.OpenAt(s.o.Dirs.at(dir), dir, c, sec.Log)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open log of %s-%d: %w", sec.Name, k.Index, err)
 	}
