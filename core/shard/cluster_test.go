@@ -193,6 +193,15 @@ func (c *cluster) partition(id meta.NodeID, cut bool) {
 	}
 }
 
+// link restores the connections between two nodes alone.
+func (c *cluster) link(a, b meta.NodeID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, key := range [][2]meta.NodeID{{a, b}, {b, a}} {
+		c.gates[key].set(false)
+	}
+}
+
 // gate forwards connections to an address unless it is shut.
 type gate struct {
 	l  net.Listener
