@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -165,9 +166,7 @@ func TestShardBeginsAnewThatWasLostWhileMoving(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := rest[0].MoveShard(ctx, s.ID, []meta.NodeID{1}); err != nil {
-			t.Fatal(err)
-		}
+		rest[0].without("the move to be taken", func() string { return wordOf(rest[0].MoveShard(ctx, s.ID, []meta.NodeID{1})) })
 	}
 	if len(lost) == 0 {
 		t.Fatal("node 3 had nothing alone")
@@ -181,18 +180,27 @@ func TestShardBeginsAnewThatWasLostWhileMoving(t *testing.T) {
 	})
 	all = []*member{rest[0], rest[1], start(t, brisk(options(3, rest[0].Addr())))}
 	for _, id := range lost {
-		s := all[0].Image().Shard(id)
-		if s.Lost || !all[0].Image().HasLost(s) {
-			t.Fatalf("%+v", s)
-		}
+		all[0].without("the shard to be lost, while it moves", func() string {
+			if s := all[0].Image().Shard(id); s.Lost || !all[0].Image().HasLost(s) {
+				return fmt.Sprintf("%+v", s)
+			}
+			return ""
+		})
 		if id != lost[0] {
 			all[0].eventually("the shard to begin anew", func() bool { return all[0].RecoverShard(ctx, id) == nil })
 			continue
 		}
 		cmd := &meta.RefoundShard{Shard: id, Voters: []meta.Server{all[0].id.server()}, Moving: true} // to where the old replica waits
-		if res, err := leaderOf(t, all).lead.propose(ctx, meta.RequestID{}, cmd); err != nil || res.Err != nil {
-			t.Fatal(err, res.Err)
-		}
+		all[0].without("the shard to be founded", func() string {
+			if s := all[0].Image().Shard(id); !all[0].Image().HasLost(s) {
+				return "" // by a try that was not answered
+			}
+			res, err := leaderOf(t, all).lead.propose(ctx, meta.RequestID{}, cmd)
+			if err == nil && res.Err != nil {
+				t.Fatal(res.Err)
+			}
+			return wordOf(err)
+		})
 	}
 	led(all[0], lost)
 	written(t, all, lost, 7)
