@@ -150,6 +150,9 @@ func (k *compactor) pass(ctx context.Context) {
 		k.current.Store(&name)
 		err := k.round(ctx, next)
 		k.current.Store(nil)
+		if err == nil {
+			delete(tried, next.key) // it may have more keys than one round looks at
+		}
 		if err != nil && ctx.Err() == nil {
 			k.failures.Inc()
 			k.tell(next, err)

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -20,18 +21,27 @@ type swapHistory struct {
 	mu    sync.Mutex
 	known int             // entries that Raft has
 	wants map[int]outcome // by how many entries were applied
+	keep  bool            // wants are collected
+	err   error
 }
 
+// applyAll applies what is new. The first error of a step ends the history.
 func (h *swapHistory) applyAll() {
+	if h.err != nil {
+		return
+	}
 	h.mu.Lock()
 	h.known = len(h.log)
 	h.mu.Unlock()
 	for _, result := range h.r.apply(h.log, len(h.log)) {
 		if err, ok := result.(error); ok && err != nil {
-			h.t.Fatal(err)
+			h.err = err
+			return
 		}
 	}
-	h.wants[len(h.log)] = h.r.outcome()
+	if h.keep {
+		h.wants[len(h.log)] = h.r.outcome()
+	}
 }
 
 func (h *swapHistory) write(n int) {
@@ -44,9 +54,12 @@ func (h *swapHistory) write(n int) {
 }
 
 func (h *swapHistory) compact(now int64) {
+	if h.err != nil {
+		return
+	}
 	c, err := h.r.set.Compact(context.Background(), h.key, CompactOptions{NowMs: now, DeleteRetentionMs: 100, Throttle: unthrottled()})
-	if err != nil {
-		h.t.Fatal(err)
+	if h.err = err; err != nil {
+		return
 	}
 	if len(c.Groups) == 0 {
 		h.t.Fatal("nothing was compacted")
@@ -59,19 +72,25 @@ func (h *swapHistory) compact(now int64) {
 func (h *swapHistory) run() {
 	h.add(1, EncodeCreate(Create{Key: h.key, Name: "a", Config: LogConfig{SegmentBytes: 400}}))
 	h.write(12)
-	h.r.checkpoint()
+	h.checkpoint()
 	h.write(3)
 	h.compact(10)
 	h.write(8)
 	h.compact(50) // before any checkpoint has seen the first
-	h.r.checkpoint()
+	h.checkpoint()
 	h.write(8)
-	h.r.checkpoint()
+	h.checkpoint()
 	h.compact(500)
 	h.add(1, EncodeStart([]Start{{h.key, 20}}))
 	h.applyAll()
-	h.r.checkpoint()
+	h.checkpoint()
 	h.write(2)
+}
+
+func (h *swapHistory) checkpoint() {
+	if h.err == nil {
+		h.err = h.r.tryCheckpoint()
+	}
 }
 
 // TestPowerCutAtEveryChangeOfASwap cuts the power before every call that changes the disk, from the rewriting to the last file that goes, and starts again from
@@ -84,7 +103,7 @@ func TestPowerCutAtEveryChangeOfASwap(t *testing.T) {
 func powerCutAtEverySwap(t *testing.T, options func(*Options)) {
 	mem := vfs.NewMem()
 	fault := vfs.NewFault(mem)
-	h := &swapHistory{t: t, key: Key{topicID("a"), 0}, wants: map[int]outcome{}, r: &replica{tb: t, fs: fault, root: "/data", options: options}}
+	h := &swapHistory{t: t, key: Key{topicID("a"), 0}, keep: true, wants: map[int]outcome{}, r: &replica{tb: t, fs: fault, root: "/data", options: options}}
 	h.r.open()
 	type cut struct {
 		crashed
@@ -106,7 +125,7 @@ func powerCutAtEverySwap(t *testing.T, options func(*Options)) {
 	})
 	h.run()
 	fault.SetHook(nil)
-	if err := h.r.set.Close(); err != nil {
+	if err := errors.Join(h.err, h.r.set.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if len(cuts) < 200 {
@@ -149,6 +168,52 @@ func (r *replica) onlySegments(p *Partition) {
 	for _, seg := range p.log.Segments() {
 		if name := fmt.Sprintf("%s/%020d.log", p.dir, seg.Base); p.segmentPath(seg.Base) != name {
 			r.tb.Fatalf("segment %d is called %s after a checkpoint", seg.Base, p.segmentPath(seg.Base))
+		}
+	}
+}
+
+// TestEveryCallFailsInASwap lets one call after the other fail, from the first rewriting on. What was proposed holds after a start from what is on the disk.
+func TestEveryCallFailsInASwap(t *testing.T) {
+	clean := &swapHistory{t: t, key: Key{topicID("a"), 0}, keep: true, wants: map[int]outcome{}, r: newReplica(t, vfs.NewMem(), "/data")}
+	clean.run()
+	if err := errors.Join(clean.err, clean.r.set.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; ; n++ {
+		mem := vfs.NewMem()
+		fault := vfs.NewFault(mem)
+		h := &swapHistory{t: t, key: clean.key, r: newReplica(t, fault, "/data")}
+		var mu sync.Mutex
+		calls, what := 0, ""
+		fault.SetHook(func(op vfs.Op, path string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if calls++; calls != n {
+				return nil
+			}
+			what = fmt.Sprintf("call %d, %s of %s, failed", n, op, path)
+			return errInjected
+		})
+		h.run()
+		fault.SetHook(nil)
+		_ = h.r.set.Close()
+		if what == "" {
+			break
+		}
+		if h.err != nil && !errors.Is(h.err, errInjected) && !errors.Is(h.err, ErrStopped) {
+			t.Fatalf("%s: %v", what, h.err)
+		}
+		again := &replica{tb: t, fs: mem.CrashClone(nil), root: "/data", manifest: h.r.manifest, manifestAt: h.r.manifestAt}
+		again.open()
+		again.apply(h.log, h.known)
+		if !again.set.Complete() {
+			t.Fatalf("%s: incomplete: %+v", what, again.set.Status())
+		}
+		if want, ok := clean.wants[h.known]; ok {
+			want.compare(t, what, again)
+		}
+		if err := again.set.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
