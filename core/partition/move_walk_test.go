@@ -306,6 +306,9 @@ func (w *moveWalk) adopt(p *movedPartition, leader *moveNode) {
 		return // an earlier life is still to be dropped
 	}
 	source := w.nodes[rapid.IntRange(0, len(w.nodes)-1).Draw(w.t, "source")]
+	if !source.shards[p.shard].set.Complete() {
+		source = w.nodes[1-source.id] // an incomplete replica does not lead
+	}
 	source.apply(p.shard, len(w.logs[p.shard].log)) // after a power cut somebody leads the source again, and has what is committed
 	leader.seal(p)
 	if rapid.Bool().Draw(w.t, "both") {
