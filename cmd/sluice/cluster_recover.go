@@ -11,7 +11,7 @@ import (
 
 func clusterRecoverCommand() *cobra.Command {
 	var d door
-	var loseData bool
+	var loseData, loseCopy bool
 	c := &cobra.Command{
 		Use: "recover SHARD --lose-data", Short: "Begin a shard anew whose only replica is lost, with empty partitions", Args: args(cobra.ExactArgs(1)),
 		Long: "Begin a shard anew whose only replica was on a disk that is lost, or on a node that was removed by force (`cluster status` says lost).\n" +
@@ -19,6 +19,7 @@ func clusterRecoverCommand() *cobra.Command {
 	}
 	d.flags(c)
 	c.Flags().BoolVar(&loseData, "lose-data", false, "the records are gone, and that is accepted")
+	c.Flags().BoolVar(&loseCopy, "lose-copy", false, "also a whole copy on the node that the shard was being moved to when the disk was lost")
 	c.RunE = func(c *cobra.Command, list []string) error {
 		shard, err := strconv.ParseUint(list[0], 10, 32)
 		switch {
@@ -27,7 +28,7 @@ func clusterRecoverCommand() *cobra.Command {
 		case !loseData:
 			return usage(c, errors.New("--lose-data: must be given, since the partitions will be empty"))
 		}
-		if err := d.call(c, http.MethodPost, "/cluster/recover", recoverBody{Shard: uint32(shard)}, nil); err != nil {
+		if err := d.call(c, http.MethodPost, "/cluster/recover", recoverBody{Shard: uint32(shard), LoseCopy: loseCopy}, nil); err != nil {
 			return fmt.Errorf("recover shard %d: %w", shard, err)
 		}
 		if wantsJSON(c) {

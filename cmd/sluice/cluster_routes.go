@@ -25,7 +25,8 @@ type (
 		LoseData bool  `json:"loseData,omitempty"`
 	}
 	recoverBody struct {
-		Shard uint32 `json:"shard"`
+		Shard    uint32 `json:"shard"`
+		LoseCopy bool   `json:"loseCopy,omitempty"`
 	}
 	moveBody struct {
 		Shard uint32  `json:"shard"`
@@ -47,7 +48,7 @@ func clusterRoutes(c *controller.Controller) map[string]rest.Route {
 			return c.MoveShard(ctx, meta.ShardID(b.Shard), nodeIDs(b.To))
 		}),
 		"/cluster/recover": post(func(ctx context.Context, b *recoverBody) error {
-			return c.RecoverShard(ctx, meta.ShardID(b.Shard))
+			return c.RecoverShard(ctx, meta.ShardID(b.Shard), b.LoseCopy)
 		}),
 		"/cluster/balance": post(func(ctx context.Context, _ *struct{}) error { return c.Balance(ctx) }),
 	}

@@ -204,7 +204,7 @@ func (f *fetch) readAll(ctx context.Context) {
 			r = f.reads[(f.first+i)%len(f.reads)]
 		}
 		r.read(ctx, f, min(limit, window)-f.bytes)
-		f.cut = f.cut || window < limit && r.short()
+		f.cut = f.cut || window < limit && r.short(f.bytes)
 		if r.chunk != nil {
 			f.bytes += r.chunk.Len()
 		}

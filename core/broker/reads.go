@@ -34,9 +34,10 @@ func (r *fetchRead) urgent() bool {
 	return r.out.ErrorCode != codeNone || r.out.PreferredReadReplica >= 0 || r.out.DivergingEpoch.EndOffset >= 0
 }
 
-// short says whether there are more records than the answer had room for.
-func (r *fetchRead) short() bool {
-	return r.out.ErrorCode == codeNone && r.want.offset < r.limit && r.room < int64(r.want.maxBytes) && (r.chunk == nil || r.chunk.Next() < r.limit)
+// short says whether there are more records than the answer had room for, behind before bytes of others. The first gets a batch
+// whatever the room is: where it has none, nothing can be read.
+func (r *fetchRead) short(before int64) bool {
+	return r.out.ErrorCode == codeNone && (r.chunk != nil || before > 0) && r.want.offset < r.limit && r.room < int64(r.want.maxBytes) && (r.chunk == nil || r.chunk.Next() < r.limit)
 }
 
 // payload returns the records to send.

@@ -96,3 +96,14 @@ func bigBatch(size int) record.Batch {
 	b.Add(time.Now().UnixMilli(), nil, make([]byte, size), nil)
 	return b.Build(nil)
 }
+
+// An answer that is empty because nothing can be read is not one that was cut short: it waits.
+func TestEmptyAnswerIsNotCut(t *testing.T) {
+	r := &fetchRead{want: &fetchPartition{offset: 5, maxBytes: 8 << 20}, limit: 9, room: 1 << 20}
+	if r.short(0) {
+		t.Error("nothing was readable, and the answer does not wait")
+	}
+	if !r.short(1 << 20) {
+		t.Error("others have taken the room, and the answer waits for more")
+	}
+}

@@ -2,6 +2,7 @@ package commitlog
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -283,5 +284,137 @@ func TestTombstonesGoAfterTheirTime(t *testing.T) {
 	}
 	if !slices.Equal(lost[1:], []int64{0, 1}) || lost[0] == 0 {
 		t.Errorf("lost %v", lost)
+	}
+}
+
+// TestTombstonesStayBehindWhatIsKept: a batch that is kept as it is may hold the value that a tombstone is for, so that the tombstone stays, whatever its horizon.
+func TestTombstonesStayBehindWhatIsKept(t *testing.T) {
+	value := func(o record.BuilderOptions) record.Batch {
+		b := record.NewBuilder(o)
+		b.Add(5, []byte("a"), []byte("1"), nil)
+		return b.Build(nil)
+	}
+	undecodable := value(record.BuilderOptions{Codec: record.Gzip})
+	undecodable[len(undecodable)-9] ^= 1
+	undecodable.Seal()
+	for name, first := range map[string]record.Batch{
+		"transactional": value(record.BuilderOptions{ProducerID: 3, Transactional: true}),
+		"undecodable":   undecodable,
+	} {
+		l, _, err := OpenAt(vfs.NewMem(), "/log", Config{SegmentBytes: 200}, Manifest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		batches := []record.Batch{first, value(record.BuilderOptions{}), tombstone("a")}
+		for range 6 {
+			batches = append(batches, tombstone("b"))
+		}
+		for _, b := range batches {
+			if _, err := l.Append(b, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dirty, now := int64(0), int64(1000)
+		for range 3 {
+			r, err := l.Rewrite(RewriteOptions{Dirty: dirty, Limit: l.End(), NowMs: now, DeleteRetentionMs: 1})
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if _, err := l.Swap(r.Groups); err != nil {
+				t.Fatal(err)
+			}
+			dirty, now = r.Dirty, now+1000
+		}
+		var left []int64
+		for at := int64(0); at < l.End(); {
+			c, err := l.Read(at, 1, l.End())
+			if err != nil || c == nil {
+				t.Fatalf("%s: read at %d: %v", name, at, err)
+			}
+			at = c.Next()
+			left = append(left, at-1)
+			c.Release()
+		}
+		if !slices.Contains(left, 0) || !slices.Contains(left, 2) || slices.Contains(left, 1) {
+			t.Errorf("%s: left %v, want the batch at 0 and the tombstone at 2, and not the value at 1", name, left)
+		}
+	}
+}
+
+func tombstone(key string) record.Batch {
+	b := record.NewBuilder(record.BuilderOptions{})
+	b.Add(5, []byte(key), nil, nil)
+	return b.Build(nil)
+}
+
+// TestTombstonesForEver: a delete.retention.ms that no clock comes to is for ever, not over at once.
+func TestTombstonesForEver(t *testing.T) {
+	r := rewriting{o: RewriteOptions{NowMs: 1000, DeleteRetentionMs: math.MaxInt64}}
+	if got := r.horizon(); got != record.NoHorizon {
+		t.Errorf("horizon %d, want none", got)
+	}
+}
+
+// TestHintsEndWithTheirSegment: where a read of a replaced segment has ended says nothing about the one with the same base that took its place.
+func TestHintsEndWithTheirSegment(t *testing.T) {
+	l, _, err := OpenAt(vfs.NewMem(), "/log", Config{SegmentBytes: 400}, Manifest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for range 20 {
+		if _, err := l.Append(tombstone("same"), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := l.mu.segments[0]
+	r, err := l.Rewrite(RewriteOptions{Limit: l.End()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Swap(r.Groups); err != nil {
+		t.Fatal(err)
+	}
+	h := hint{offset: 1, base: old.base, position: 1}
+	l.remember(old, h)
+	now := l.mu.segments[0]
+	if now == old || l.recallLocked(now, h.offset) >= 0 {
+		t.Error("a position in the replaced segment is taken for one in the new")
+	}
+	l.remember(now, h)
+	if l.recallLocked(now, h.offset) != h.position {
+		t.Error("a position in the segment itself is forgotten")
+	}
+}
+
+// TestLargerClosedSegmentIsAnother: a copy of a segment as it was before it was rewritten is not cut to the size of the new one and taken for it.
+func TestLargerClosedSegmentIsAnother(t *testing.T) {
+	fs := vfs.NewMem()
+	l, _, err := OpenAt(fs, "/log", Config{SegmentBytes: 400}, Manifest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, err := l.Append(tombstone("same"), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	m := l.Manifest()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first := &m.Segments[0]
+	first.Bytes -= 10 // what the manifest names is smaller
+	again, missing, err := OpenAt(fs, "/log", Config{SegmentBytes: 400}, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if len(missing) != 1 || missing[0].Base != first.Base {
+		t.Errorf("missing %+v, want the first segment", missing)
 	}
 }

@@ -340,6 +340,8 @@ func (l *Log) restoreSegment(f found, s *segment, info SegmentInfo, last bool) e
 		return fmt.Errorf("stat segment: %w", err)
 	case stat.Size() < info.Bytes:
 		return l.restoreMissing(f, s, info, last, stat.Size())
+	case stat.Size() > info.Bytes && !last:
+		return l.restoreOther(f, s, info)
 	case stat.Size() > info.Bytes:
 		if err := l.truncate(s, info.Bytes); err != nil {
 			return fmt.Errorf("cut segment: %w", err)
@@ -353,6 +355,19 @@ func (l *Log) restoreSegment(f found, s *segment, info SegmentInfo, last bool) e
 		return nil
 	}
 	return l.prepareLast(s)
+}
+
+// restoreOther prepares a closed segment to be fetched whose file is another one's: closed segments do not grow, so one that is larger was
+// rewritten since, or not yet (a copy for a move that was made before its source was compacted).
+func (l *Log) restoreOther(f found, s *segment, info SegmentInfo) error {
+	s.data.drop()
+	if err := l.fs.Rename(l.path(s.base, dataSuffix), l.path(s.base, staleSuffix)); err != nil {
+		return fmt.Errorf("set another segment aside: %w", err)
+	}
+	if err := l.syncRenames(); err != nil {
+		return err
+	}
+	return l.restoreMissing(f, s, info, false, 0)
 }
 
 func (l *Log) truncate(s *segment, size int64) error {

@@ -48,7 +48,7 @@ func (l *Log) Read(offset, maxBytes, end int64) (*Chunk, error) {
 		c.Release()
 		return nil, fmt.Errorf("read offset %d: %w", offset, err)
 	}
-	l.remember(hint{offset: c.next, base: v.s.base, position: c.position + c.length})
+	l.remember(v.s, hint{offset: c.next, base: v.s.base, position: c.position + c.length})
 	return c, nil
 }
 
@@ -109,9 +109,13 @@ func (l *Log) recallLocked(s *segment, offset int64) int64 {
 	return -1
 }
 
-func (l *Log) remember(h hint) {
+// remember notes where a read of s has ended. Of a segment that another one has taken the place of, with the same base, it must not be noted.
+func (l *Log) remember(s *segment, h hint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if _, now := l.segmentLocked(s.base); now != s {
+		return
+	}
 	if l.mu.hints == nil {
 		l.mu.hints = new([hintsMax]hint)
 	}
@@ -205,12 +209,31 @@ func (s *scanner) forward(offset int64) error {
 	}
 }
 
+// startAt moves to where an entry of an index says that a batch begins, unless that is not so.
+func (s *scanner) startAt(e entry) bool {
+	at := s.pos
+	s.pos = e.position
+	head, _, err := s.header()
+	if err == io.EOF { //nolint:errorlint // header returns it bare at the limit
+		return true
+	}
+	if err != nil || head.BaseOffset() != e.offset && e.position > 0 {
+		s.pos = at
+		return false
+	}
+	return true
+}
+
 // extend adds whole batches to the chunk, whose first the scanner has passed.
 func (l *Log) extend(c *Chunk, scan *scanner, v view, maxBytes int64) error {
 	limit := min(c.position+maxBytes, v.bytes)
 	e, err := l.search(v.s.index, func(e entry) bool { return e.position <= limit && e.offset <= v.end })
 	if err == nil && e.position > scan.pos {
-		scan.pos, c.next = e.position, e.offset
+		if scan.startAt(e) {
+			c.next = e.offset
+		} else {
+			l.distrust(v.s)
+		}
 	}
 	for {
 		head, size, err := scan.header()

@@ -11,7 +11,7 @@ import (
 // it loads the file, and where that is absent or wrong makes it anew.
 func (l *Log) ensure(s *segment) {
 	l.mu.Lock()
-	ready := s.index.ready || s.index.off
+	ready := s.index.ready || s.index.off || s.dropped // what has taken its place may have the same name
 	t := s.tally
 	l.mu.Unlock()
 	if ready {
@@ -20,7 +20,7 @@ func (l *Log) ensure(s *segment) {
 	s.index.io.Lock()
 	defer s.index.io.Unlock()
 	l.mu.Lock()
-	ready = s.index.ready || s.index.off // somebody else did it
+	ready = s.index.ready || s.index.off || s.dropped // somebody else did it
 	wrong := s.index.wrong
 	if wrong {
 		s.index.wrong = false

@@ -95,6 +95,8 @@ type rewriting struct {
 	w       *stagedFile
 	scratch []byte
 	unpaced int // bytes written since the last call of Pace
+	// opaque: a batch has been passed that may hold any key and is kept as it is. Tombstones behind it stay: they may be for its records.
+	opaque bool
 }
 
 func (r *rewriting) run() error {
@@ -164,7 +166,7 @@ func (r *rewriting) rememberBatch(b record.Batch) error {
 	if b.NextOffset() <= r.upto {
 		return nil
 	}
-	if !filterable(b) {
+	if !filterable(b) || b.Each(func(record.Record) error { return nil }) != nil { // what cannot be read stands for no key
 		r.upto = b.NextOffset()
 		return nil
 	}
@@ -289,6 +291,14 @@ func (r *rewriting) fits(info SegmentInfo) bool {
 	return r.w == nil || r.w.t.bytes+info.Bytes <= r.config.SegmentBytes && info.Next-1-r.w.base <= math.MaxInt32
 }
 
+// horizon is when tombstones go that are seen for the first time.
+func (r *rewriting) horizon() int64 {
+	if r.o.DeleteRetentionMs > math.MaxInt64-r.o.NowMs {
+		return record.NoHorizon // never
+	}
+	return r.o.NowMs + r.o.DeleteRetentionMs
+}
+
 // keepOf writes what is kept of a batch.
 func (r *rewriting) keepOf(b record.Batch) error {
 	if !filterable(b) {
@@ -296,22 +306,24 @@ func (r *rewriting) keepOf(b record.Batch) error {
 			r.changed = true
 			return nil
 		}
+		r.opaque = r.opaque || b.IsTransactional() && !b.IsControl()
 		return r.write(b)
 	}
 	horizon, old := b.DeleteHorizon()
-	f, err := b.Filter(r.scratch[:0], r.o.NowMs+r.o.DeleteRetentionMs, func(rec record.Record) bool {
+	f, err := b.Filter(r.scratch[:0], r.horizon(), func(rec record.Record) bool {
 		offset := b.BaseOffset() + int64(rec.OffsetDelta)
 		switch {
 		case offset >= r.upto:
 			return true
-		case rec.Key == nil, rec.Value == nil && old && horizon <= r.o.NowMs:
+		case rec.Key == nil, rec.Value == nil && old && horizon <= r.o.NowMs && !r.opaque:
 			return false
 		}
 		last, ok := r.table[hashKey(rec.Key)]
 		return !ok || offset >= last
 	})
-	if err != nil {
-		return fmt.Errorf("filter batch at %d: %w", b.BaseOffset(), err)
+	if err != nil { // its checksum is right: it came like this, when nobody looked into it, and stays
+		r.opaque = true
+		return r.write(b)
 	}
 	if f.Same {
 		return r.write(b)

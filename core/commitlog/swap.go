@@ -164,7 +164,7 @@ func (l *Log) settleGroup(g SwapGroup) error {
 		if old.Base == g.New.Base && g.New.Bytes > 0 || l.has(old.Base) {
 			continue
 		}
-		for _, suffix := range [...]string{indexSuffix, partSuffix, dataSuffix} {
+		for _, suffix := range [...]string{indexSuffix, partSuffix, fillSuffix, fillMarkSuffix, dataSuffix} {
 			errs = errors.Join(errs, l.removeFile(old.Base, suffix))
 		}
 	}

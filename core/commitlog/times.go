@@ -72,8 +72,8 @@ func (l *Log) lookupIn(s *segment, bytes, start, ts int64) (offset, timestamp, n
 	e, err := l.search(s.index, func(e entry) bool { return (e.maxTs < ts || e.offset <= start) && e.position < bytes })
 	if err != nil {
 		l.distrust(s)
-	} else {
-		scan.pos = e.position
+	} else if !scan.startAt(e) {
+		l.distrust(s)
 	}
 	next = s.base
 	for {

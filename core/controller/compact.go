@@ -17,6 +17,9 @@ import (
 	"sluice/core/shard"
 )
 
+// settleBytes are replaced before a pass goes on to a checkpoint, after which they go: a large topic's take as much room again until then.
+const settleBytes uint64 = 256 << 20
+
 // errTooOld is returned while some node of the cluster has not said that it knows the entries of compaction.
 var errTooOld = errors.New("not every node is known to run a release that can compact")
 
@@ -99,7 +102,7 @@ func (k *compactor) run(ctx context.Context) {
 
 // pass compacts until nothing is due. What has failed waits for the next pass.
 func (k *compactor) pass(ctx context.Context) {
-	tried := map[partition.Key]bool{}
+	tried, settled := map[partition.Key]bool{}, k.before.Get()
 	for ctx.Err() == nil {
 		next := k.choose(tried)
 		if next == nil {
@@ -112,6 +115,10 @@ func (k *compactor) pass(ctx context.Context) {
 		k.current.Store(nil)
 		if err == nil {
 			delete(tried, next.key) // it may have more keys than one round looks at
+		}
+		if k.before.Get()-settled >= settleBytes {
+			k.settle(ctx)
+			settled = k.before.Get()
 		}
 		if err != nil && ctx.Err() == nil {
 			k.failures.Inc()
@@ -207,16 +214,20 @@ func (k *compactor) round(ctx context.Context, c *candidate) error {
 	began := time.Now()
 	k.at("rewrite")
 	applied := c.r.group.AppliedIndex()
-	done, err := c.r.set.Compact(ctx, c.key, c.options)
+	writing, stop := k.whileRoom(ctx)
+	defer stop()
+	done, err := c.r.set.Compact(writing, c.key, c.options)
 	if err != nil {
-		return err
+		return errors.Join(err, context.Cause(writing))
 	}
 	defer done.Release()
 	k.at("stage")
-	if err := k.stage(ctx, c, applied, done.Staged()); err != nil {
-		return err
+	c.r.set.Trim(done)
+	if err := k.stage(writing, c, applied, done.Staged()); err != nil {
+		return errors.Join(err, context.Cause(writing))
 	}
 	k.at("swap")
+	c.r.set.Trim(done)
 	if err := k.swap(ctx, c, done); err != nil {
 		return err
 	}
@@ -245,6 +256,20 @@ func listed(ctx context.Context, r *replica, k partition.Key) error {
 // errNoRoom is returned when rewritten segments would not fit on the disk beside those that they replace.
 var errNoRoom = errors.New("not enough room on the disk to compact")
 
+// whileRoom ends what copies segments when the disk's reserve is touched, whoever fills it: what is produced goes first.
+func (k *compactor) whileRoom(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for ctx.Err() == nil {
+			if err := k.room(0); err != nil {
+				cancel(err)
+			}
+			pause(ctx, stagePoll)
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
 // room tells whether so many bytes more leave the disk's reserve alone.
 func (k *compactor) room(bytes int64) error {
 	if own := k.c.disks.own(); own != nil && own.FreeBytes < own.ReserveBytes+uint64(bytes) {
@@ -264,6 +289,9 @@ func (k *compactor) swap(ctx context.Context, c *candidate, done *partition.Comp
 	if term, ok := c.r.group.Serving(); !ok || term != c.term {
 		return shard.ErrNotLeader
 	}
+	if c.moves(k.c.Image()) { // copies of it have been begun meanwhile, of the segments as they are
+		return fmt.Errorf("%w: it is being moved", partition.ErrChanged)
+	}
 	result, err := c.r.group.Propose(partition.EncodeSwap(done.Swap)).Wait(ctx)
 	if err != nil {
 		return fmt.Errorf("propose swap: %w", err)
@@ -272,6 +300,11 @@ func (k *compactor) swap(ctx context.Context, c *candidate, done *partition.Comp
 		return fmt.Errorf("swap segments: %w", refused)
 	}
 	return nil
+}
+
+func (c *candidate) moves(image *meta.Image) bool {
+	t := image.Topic(c.topic)
+	return t == nil || t.ID != c.key.Topic || int(c.key.Index) >= len(t.Partitions) || t.Partitions[c.key.Index].Move != nil
 }
 
 // allKnow returns errTooOld unless every node of the cluster has told that it knows the entry. A partition that was compacted before proves it.

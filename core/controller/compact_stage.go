@@ -225,6 +225,8 @@ func (k *compactor) getStaged(ctx context.Context, q *stageRequest) error {
 	if err := errors.Join(listed(ctx, r, q.key()), k.room(q.bytes())); err != nil {
 		return err
 	}
+	ctx, stop := k.whileRoom(ctx)
+	defer stop()
 	leader := partition.Peer{
 		Name: fmt.Sprintf("node %d", q.Leader),
 		Dial: func(ctx context.Context) (net.Conn, error) { return k.c.node.Dial(ctx, q.Leader, kindMoves) },

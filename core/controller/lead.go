@@ -335,7 +335,7 @@ func (l *lead) canLead(s *meta.Shard) bool {
 			up++
 		}
 	}
-	return !s.Lost && up > len(s.Voters)/2
+	return !l.c.Image().HasLost(s) && up > len(s.Voters)/2
 }
 
 // settleNode waits for one node and tells whether it has come so far.

@@ -351,14 +351,14 @@ func recovers(t *testing.T, all []*member, topic string) {
 	for _, p := range m.Image().Topic(topic).Partitions {
 		s := m.Image().Shard(p.Shard)
 		if !s.Lost {
-			if err := m.RecoverShard(context.Background(), s.ID); err == nil {
+			if err := m.RecoverShard(context.Background(), s.ID, false); err == nil {
 				t.Fatalf("shard %d has its data and is begun anew", s.ID)
 			}
 			continue
 		}
 		lost[p.Index] = p.EpochBase + int32(s.Term)
 		m.without("the shard to begin anew", func() string {
-			err := m.RecoverShard(context.Background(), s.ID)
+			err := m.RecoverShard(context.Background(), s.ID, false)
 			if err != nil && m.Image().Shard(s.ID).Lost {
 				return err.Error()
 			}

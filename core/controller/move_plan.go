@@ -108,7 +108,7 @@ func (p *planner) reassignOne(item *Reassignment, keepFactor bool, change *meta.
 	if have := len(here.Voters); keepFactor && have != len(item.Replicas) {
 		return meta.Errorf(meta.CodeInvalidReplicationFactor, "The replication factor is changed from %d to %d", have, len(item.Replicas))
 	}
-	if here.Lost {
+	if p.image.HasLost(here) {
 		return meta.Errorf(meta.CodeInvalidRequest, "The data of partition %s:%d is lost: there is nothing to move.", item.Topic, item.Index)
 	}
 	if slices.Equal(here.Nodes(), item.Replicas) {

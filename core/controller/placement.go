@@ -34,7 +34,7 @@ func newPlacement(image *meta.Image, live func(meta.NodeID) bool, perNode int) *
 		factor: make(map[meta.ShardID]int),
 	}
 	for _, s := range image.Shards() {
-		if !s.Lost {
+		if !image.HasLost(s) {
 			p.voters[s.ID], p.load[s.ID], p.factor[s.ID] = s.Voters, s.Partitions, int(s.ReplicationFactor)
 		}
 	}

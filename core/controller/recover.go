@@ -10,12 +10,14 @@ import (
 
 // recoverRequest asks for a shard whose data is lost to begin anew, with empty partitions.
 type recoverRequest struct {
-	Shard meta.ShardID `cbor:"1,keyasint"`
+	Shard    meta.ShardID `cbor:"1,keyasint"`
+	LoseCopy bool         `cbor:"2,keyasint,omitempty"`
 }
 
-// RecoverShard begins a shard anew whose data is lost. Its partitions are empty afterwards.
-func (c *Controller) RecoverShard(ctx context.Context, id meta.ShardID) error {
-	return oneError(c.submit(ctx, &commandRequest{Command: cmdRecover, Recover: &recoverRequest{Shard: id}}))
+// RecoverShard begins a shard anew whose data is lost. Its partitions are empty afterwards. With loseCopy also if a node has a copy that it
+// cannot lead alone: the shard was being moved to it.
+func (c *Controller) RecoverShard(ctx context.Context, id meta.ShardID, loseCopy bool) error {
+	return oneError(c.submit(ctx, &commandRequest{Command: cmdRecover, Recover: &recoverRequest{Shard: id, LoseCopy: loseCopy}}))
 }
 
 func (l *lead) recover(ctx context.Context, r *commandRequest) (meta.Result, error) {
@@ -26,6 +28,9 @@ func (l *lead) recover(ctx context.Context, r *commandRequest) (meta.Result, err
 		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "Shard %d does not exist.", r.Recover.Shard)}, nil
 	case !image.HasLost(s):
 		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "Shard %d has its data: there is nothing to recover from.", s.ID)}, nil
+	case hasCopy(s) && !r.Recover.LoseCopy:
+		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "Node %d, to which shard %d was being moved, has a copy of all of it, but cannot lead it without node %d's: bring that disk back, or give the copy up with --lose-copy.",
+			s.Voters[0].Node, s.ID, s.Leaving[0].Node)}, nil
 	}
 	if err := l.checkLevel(refoundLevel(s)); err != nil {
 		return meta.Result{Err: err}, nil
@@ -35,6 +40,11 @@ func (l *lead) recover(ctx context.Context, r *commandRequest) (meta.Result, err
 		return meta.Result{Err: meta.Errorf(meta.CodeInvalidRequest, "No node can take shard %d now.", s.ID)}, nil
 	}
 	return l.propose(ctx, r.ID, cmd)
+}
+
+// hasCopy tells whether the server that a lost shard was being moved to had caught up: what was committed from then on needed both.
+func hasCopy(s *meta.Shard) bool {
+	return !s.Lost && s.Partitions > 0 && slices.Contains(s.ISR, s.Voters[0].Node)
 }
 
 // refoundLevel is the level that all nodes need for a shard without its data to begin anew.

@@ -171,7 +171,7 @@ func TestShardBeginsAnewThatWasLostWhileMoving(t *testing.T) {
 	if len(lost) == 0 {
 		t.Fatal("node 3 had nothing alone")
 	}
-	if err := rest[0].RecoverShard(ctx, lost[0]); err == nil {
+	if err := rest[0].RecoverShard(ctx, lost[0], true); err == nil {
 		t.Fatal("a shard began anew whose data may come back")
 	}
 	rest[0].eventually("the replica it was moved to", func() bool {
@@ -187,7 +187,7 @@ func TestShardBeginsAnewThatWasLostWhileMoving(t *testing.T) {
 			return ""
 		})
 		if id != lost[0] {
-			all[0].eventually("the shard to begin anew", func() bool { return all[0].RecoverShard(ctx, id) == nil })
+			all[0].eventually("the shard to begin anew", func() bool { return all[0].RecoverShard(ctx, id, true) == nil })
 			continue
 		}
 		cmd := &meta.RefoundShard{Shard: id, Voters: []meta.Server{all[0].id.server()}, Moving: true} // to where the old replica waits

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"sluice/core/commitlog"
@@ -77,6 +78,18 @@ func (c *Compaction) Staged() []commitlog.SegmentInfo {
 		}
 	}
 	return list
+}
+
+// Trim leaves out what retention has dropped since: of segments that are all gone nothing has to be replaced.
+func (s *Set) Trim(c *Compaction) {
+	p, ok := s.Get(c.Key)
+	if !ok {
+		return
+	}
+	segments := p.log.Segments()
+	c.Groups = slices.DeleteFunc(c.Groups, func(g commitlog.SwapGroup) bool {
+		return len(segments) > 0 && g.Old[len(g.Old)-1].Base < segments[0].Base
+	})
 }
 
 // compacting guards the directories of partitions that are being rewritten or staged.

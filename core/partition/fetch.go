@@ -144,14 +144,17 @@ func (s *Set) verify(ctx context.Context, p *Partition, seg commitlog.SegmentInf
 }
 
 func (s *Set) quarantine(p *Partition, base int64) {
-	want, err := p.log.Quarantine(base)
+	_, err := p.log.Quarantine(base)
+	if errors.Is(err, commitlog.ErrMissing) {
+		return // another segment has taken its place meanwhile
+	}
 	if err != nil {
 		s.fail(fmt.Errorf("set damaged segment aside: %w", err))
 		return
 	}
 	s.catchUp.update(p, func(w *incomplete) {
 		w.unverified = without(w.unverified, base)
-		w.missing = append(w.missing, want)
+		w.missing = p.log.Missing()
 	})
 }
 

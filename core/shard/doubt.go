@@ -134,7 +134,7 @@ func proof(a *raft.AppendEntriesRequest) commit {
 // hearsLeader notes what a leader sends, as it was sent.
 func (g *Group) hearsLeader(a *raft.AppendEntriesRequest) {
 	d := &g.doubt
-	if d.over.Load() {
+	if d.over.Load() || a.Term < g.term() { // it was deposed, and may lack what its successor has committed
 		return
 	}
 	told := proof(a)

@@ -220,3 +220,24 @@ func leaderSeesALyingDisk(t *testing.T) error {
 }
 
 func has(m *member, key string) bool { _, ok := m.sm.get(key); return ok }
+
+// A leader that was deposed does not know what its successor has committed: what it sends ends no doubt.
+func TestDeposedLeaderEndsNoDoubt(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.leader().mustPut("k=v")
+	g := c.leader().group
+	last, term := g.raft().LastIndex(), g.term()
+	var l raft.Log
+	if err := g.log.GetLog(last, &l); err != nil {
+		t.Fatal(err)
+	}
+	g.doubt.over.Store(false)
+	defer g.doubt.over.Store(true)
+	g.hearsLeader(&raft.AppendEntriesRequest{Term: term - 1, PrevLogEntry: last, PrevLogTerm: term - 1, LeaderCommitIndex: last})
+	g.doubt.mu.Lock()
+	told := g.doubt.mu.told
+	g.doubt.mu.Unlock()
+	if told.index != 0 {
+		t.Errorf("what the leader of term %d has sent counts in term %d: %+v", term-1, term, told)
+	}
+}

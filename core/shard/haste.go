@@ -42,7 +42,7 @@ func (r *replica) overdue() bool {
 
 // yields keeps a candidate's question back while another is to be elected. It returns errYields when one has been, or is about to be.
 func (g *Group) yields(a *raft.RequestPreVoteRequest) error {
-	wait := time.Until(time.Unix(0, g.yield.Load()))
+	wait := min(time.Until(time.Unix(0, g.yield.Load())), yieldFor) // the clock may have been set back
 	if wait <= 0 {
 		return nil
 	}

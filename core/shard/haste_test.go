@@ -39,3 +39,17 @@ func TestOverdueLeaderIsGivenUp(t *testing.T) {
 		t.Error("it keeps to a leader that is overdue")
 	}
 }
+
+// A clock that is set back makes nobody leave elections to others for longer.
+func TestYieldOutlivesNoClock(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	g := c.leader().group
+	g.yield.Store(time.Now().Add(24 * time.Hour).UnixNano())
+	asked := make(chan error, 1)
+	go func() { asked <- g.yields(&raft.RequestPreVoteRequest{Term: g.term() + 1}) }()
+	select {
+	case <-asked:
+	case <-time.After(time.Minute):
+		t.Fatal("a candidate waits for a time that was before the clock was set back")
+	}
+}
