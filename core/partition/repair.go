@@ -65,6 +65,13 @@ func (w *wounds) add(p *Partition, base int64, sure bool, cause error) (news boo
 	return true
 }
 
+// sure tells whether all of the segment has been read since, or need not be.
+func (w *wounds) sure(x *wound) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return x.sure
+}
+
 func (w *wounds) findLocked(p *Partition, base int64) int {
 	return slices.IndexFunc(w.mu.list, func(x *wound) bool { return x.p == p && x.base == base })
 }
@@ -179,7 +186,7 @@ func (s *Set) mend(ctx context.Context, x *wound) {
 
 // confirm reads all of a segment of which a read has found a part wrong. It returns false when the wound is none.
 func (s *Set) confirm(ctx context.Context, x *wound) bool {
-	if x.sure {
+	if s.wounds.sure(x) {
 		return true
 	}
 	err := x.p.log.Verify(x.base, false, func(n int) error { return s.catchUp.fetch.Wait(ctx, int64(n)) })
