@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"sync"
 	"testing"
@@ -358,17 +357,7 @@ func TestEveryCallFailsDuringCatchUp(t *testing.T) {
 		mem := vfs.NewMem()
 		fault := vfs.NewFault(mem)
 		r := newFetcher(t, fault, srv, srv.peer())
-		var mu sync.Mutex
-		calls, what := 0, ""
-		fault.SetHook(func(op vfs.Op, path string) error {
-			mu.Lock()
-			defer mu.Unlock()
-			if calls++; calls != n {
-				return nil
-			}
-			what = fmt.Sprintf("call %d, %s of %s, failed", n, op, path)
-			return errInjected
-		})
+		what := failCall(fault, n)
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		ended := make(chan error, 1)
 		go func() { ended <- r.set.Run(ctx) }()
@@ -376,18 +365,18 @@ func TestEveryCallFailsDuringCatchUp(t *testing.T) {
 		case <-r.set.Completed():
 			cancel()
 			if err := <-ended; err != nil {
-				t.Fatalf("%s: Run: %v", what, err)
+				t.Fatalf("%s: Run: %v", what(), err)
 			}
 			fault.SetHook(nil)
-			want.compare(t, what, r)
+			want.compare(t, what(), r)
 		case err := <-ended:
 			if !errors.Is(err, errInjected) {
-				t.Fatalf("%s: Run: %v, %+v", what, err, r.set.Status())
+				t.Fatalf("%s: Run: %v, %+v", what(), err, r.set.Status())
 			}
 		}
 		cancel()
 		_ = r.set.Close()
-		if what == "" {
+		if what() == "" {
 			t.Logf("%d calls failed", n-1)
 			return
 		}

@@ -183,34 +183,24 @@ func TestEveryCallFailsInASwap(t *testing.T) {
 		mem := vfs.NewMem()
 		fault := vfs.NewFault(mem)
 		h := &swapHistory{t: t, key: clean.key, r: newReplica(t, fault, "/data")}
-		var mu sync.Mutex
-		calls, what := 0, ""
-		fault.SetHook(func(op vfs.Op, path string) error {
-			mu.Lock()
-			defer mu.Unlock()
-			if calls++; calls != n {
-				return nil
-			}
-			what = fmt.Sprintf("call %d, %s of %s, failed", n, op, path)
-			return errInjected
-		})
+		what := failCall(fault, n)
 		h.run()
 		fault.SetHook(nil)
 		_ = h.r.set.Close()
-		if what == "" {
+		if what() == "" {
 			break
 		}
 		if h.err != nil && !errors.Is(h.err, errInjected) && !errors.Is(h.err, ErrStopped) {
-			t.Fatalf("%s: %v", what, h.err)
+			t.Fatalf("%s: %v", what(), h.err)
 		}
 		again := &replica{tb: t, fs: mem.CrashClone(nil), root: "/data", manifest: h.r.manifest, manifestAt: h.r.manifestAt}
 		again.open()
 		again.apply(h.log, h.known)
 		if !again.set.Complete() {
-			t.Fatalf("%s: incomplete: %+v", what, again.set.Status())
+			t.Fatalf("%s: incomplete: %+v", what(), again.set.Status())
 		}
 		if want, ok := clean.wants[h.known]; ok {
-			want.compare(t, what, again)
+			want.compare(t, what(), again)
 		}
 		if err := again.set.Close(); err != nil {
 			t.Fatal(err)

@@ -120,21 +120,31 @@ func everyCallFails(t *testing.T, options func(*Options)) {
 	}
 }
 
-// failAt plays the scenario with the n-th call failing.
-func failAt(t *testing.T, s *scenario, n int, answers []string, want outcome, options func(*Options)) (fired, stopped bool) {
-	mem := vfs.NewMem()
-	fault := vfs.NewFault(mem)
+// failCall lets the n-th call of a file system fail. The function returned says which that was; it says nothing while none has failed.
+func failCall(fault *vfs.Fault, n int) (what func() string) {
 	var mu sync.Mutex
-	calls, what := 0, ""
+	calls, failed := 0, ""
 	fault.SetHook(func(op vfs.Op, path string) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if calls++; calls != n {
 			return nil
 		}
-		what = fmt.Sprintf("call %d, %s of %s, failed", n, op, path)
+		failed = fmt.Sprintf("call %d, %s of %s, failed", n, op, path)
 		return errInjected
 	})
+	return func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return failed
+	}
+}
+
+// failAt plays the scenario with the n-th call failing.
+func failAt(t *testing.T, s *scenario, n int, answers []string, want outcome, options func(*Options)) (fired, stopped bool) {
+	mem := vfs.NewMem()
+	fault := vfs.NewFault(mem)
+	what := failCall(fault, n)
 	r := &replica{tb: t, fs: fault, root: "/data", options: options}
 	err := r.tryOpen()
 	if err == nil {
@@ -142,21 +152,21 @@ func failAt(t *testing.T, s *scenario, n int, answers []string, want outcome, op
 		stopped = r.set.Err() != nil
 		fault.SetHook(nil)
 		if err == nil && r.applied == len(s.log) {
-			want.compare(t, what, r)
+			want.compare(t, what(), r)
 		}
 		_ = r.set.Close()
 	}
 	if err != nil && !errors.Is(err, errInjected) {
-		t.Fatalf("%s: %v", what, err)
+		t.Fatalf("%s: %v", what(), err)
 	}
 	again := &replica{tb: t, fs: mem.CrashClone(nil), root: "/data", manifest: r.manifest, manifestAt: r.manifestAt}
 	again.open()
 	again.apply(s.log, len(s.log))
-	want.compare(t, what+", then a power cut", again)
+	want.compare(t, what()+", then a power cut", again)
 	if err := again.set.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return what != "", stopped
+	return what() != "", stopped
 }
 
 // TestStopIsFinal: after a failed write nothing is answered with success, also

@@ -257,7 +257,10 @@ func (h manifestHeader) encode() []byte {
 	h.Version = 1
 	var body any = h
 	if len(h.moves) > 0 || h.compacted {
-		v2 := headerV2{Version: 2 + uint16(boolToInt(h.compacted)), Moves: []moveInHeader{}, Shard: h.Shard, Origin: h.Origin, Partitions: h.Partitions, Deleted: h.Deleted}
+		v2 := headerV2{Version: 2, Moves: []moveInHeader{}, Shard: h.Shard, Origin: h.Origin, Partitions: h.Partitions, Deleted: h.Deleted}
+		if h.compacted {
+			v2.Version = 3
+		}
 		for _, m := range h.moves {
 			v2.Moves = append(v2.Moves, moveInHeader{Topic: m.Topic, Index: m.Index, Arrived: m.Arrived, Frozen: m.Frozen})
 		}
@@ -268,13 +271,6 @@ func (h manifestHeader) encode() []byte {
 		panic(fmt.Sprintf("BUG: encode manifest header: %v", err))
 	}
 	return b
-}
-
-func boolToInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // arrayOf6 begins a CBOR array of six elements: a header of version 2.
