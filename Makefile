@@ -36,18 +36,18 @@ cross: ## builds for every platform that is promised, into bin/<os>-<arch>
 	@set -e; for p in linux/amd64/ linux/arm64/ linux/arm/7; do IFS=/ read -r os arch arm <<<"$$p"; \
 	  echo "$$os-$$arch$$arm"; mkdir -p "bin/$$os-$$arch$$arm"; GOOS=$$os GOARCH=$$arch GOARM=$$arm go build -trimpath -ldflags '$(LDFLAGS)' -o "bin/$$os-$$arch$$arm/" $(addprefix ./cmd/,$(BINARIES)); done
 
-test: ## the tests beside the code
-	go test -timeout 20m ./...
+test: ## the tests beside the code (AGAIN=N: where at most N fail, they are run once more)
+	@deploy/test.sh -timeout 20m ./...
 
 race: ## the same under the race detector (needs a C compiler)
-	CGO_ENABLED=1 go test -race -timeout 30m ./...
+	@CGO_ENABLED=1 deploy/test.sh -race -timeout 30m ./...
 
 fuzz: ## every fuzz target for FUZZTIME (default 10s)
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r f; do \
 	  sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$f" | while read -r t; do deploy/fuzz.sh "$$(dirname "$$f")" "$$t" $(FUZZTIME); done; done
 
 e2e: build bin/sluice-chaos ## real processes, killed and restarted, and the page in a real browser (RECORDINGS=directory adds recordings)
-	go test -tags e2e -count=1 -timeout 20m ./cmd/internal/e2e/
+	@deploy/test.sh -tags e2e -count=1 -timeout 20m ./cmd/internal/e2e/
 
 chaos: bin/sluice-chaos bin/loadtest ## breaks a real cluster FAULTS times (default 200) by SEED, and checks that it loses nothing (as root; CHAOS=--short for every kind once)
 	@exec bin/loadtest chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) --result .data/chaos/result.json $(CHAOS) >/dev/null
