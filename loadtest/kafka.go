@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -65,7 +66,8 @@ type Produce struct {
 	Compression string // none, gzip, snappy, lz4 or zstd
 	Linger      time.Duration
 	BatchBytes  int32
-	Random      bool // values that do not compress; else text that does
+	Random      bool  // values that do not compress; else text that does
+	Keys        int64 // records have one of so many keys, in no order; 0 = none, and the partitions take turns
 	Progress    io.Writer
 }
 
@@ -73,7 +75,12 @@ type Produce struct {
 const windowRecords = 20000
 
 func (p Produce) options() ([]kgo.Opt, error) {
-	opts := []kgo.Opt{kgo.ProducerLinger(p.Linger), kgo.MaxBufferedRecords(windowRecords), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()), kgo.ProducerBatchMaxBytes(p.BatchBytes)}
+	opts := []kgo.Opt{kgo.ProducerLinger(p.Linger), kgo.MaxBufferedRecords(windowRecords), kgo.ProducerBatchMaxBytes(p.BatchBytes)}
+	if p.Keys > 0 {
+		opts = append(opts, kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)))
+	} else {
+		opts = append(opts, kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
+	}
 	switch p.Acks {
 	case "all", "-1":
 		opts = append(opts, kgo.RequiredAcks(kgo.AllISRAcks()))
@@ -123,7 +130,7 @@ func (p Produce) Run(ctx context.Context) (Result, error) {
 		if !ok {
 			break
 		}
-		c.Produce(ctx, &kgo.Record{Topic: p.Topic, Value: value(n)}, func(r *kgo.Record, err error) {
+		c.Produce(ctx, &kgo.Record{Topic: p.Topic, Key: p.key(n), Value: value(n)}, func(r *kgo.Record, err error) {
 			if err != nil {
 				m.Failed(err)
 				return
@@ -135,7 +142,7 @@ func (p Produce) Run(ctx context.Context) (Result, error) {
 		return Result{}, fmt.Errorf("flush: %w", err)
 	}
 	return m.Result("produce", p.Rate, map[string]string{"topic": p.Topic, "bytes": fmt.Sprint(p.Size), "acks": p.Acks, "compression": p.Compression,
-		"idempotent": fmt.Sprint(p.Idempotent), "linger": p.Linger.String()}), nil
+		"idempotent": fmt.Sprint(p.Idempotent), "keys": fmt.Sprint(p.Keys), "linger": p.Linger.String()}), nil
 }
 
 // value returns the values of the load: slices of one block, so that making them costs nothing.
@@ -148,6 +155,15 @@ func (p Produce) value() func(n int64) []byte {
 		copy(block, strings.Repeat(`{"device":"sensor-4711","value":21.5,"unit":"Cel"} `, len(block)/50+1))
 	}
 	return func(n int64) []byte { from := int(n*31) & 4095; return block[from : from+p.Size] }
+}
+
+// key returns the key of record n: the same for the same n in every run.
+func (p Produce) key(n int64) []byte {
+	if p.Keys <= 0 {
+		return nil
+	}
+	r := rand.NewPCG(uint64(n), 0)
+	return strconv.AppendUint([]byte("key-"), r.Uint64()%uint64(p.Keys), 10)
 }
 
 // Consume is a load of reads, from the beginning of a topic.

@@ -145,3 +145,35 @@ func TestProduceAndConsume(t *testing.T) {
 		t.Error("acks=some is accepted")
 	}
 }
+
+// TestProduceKeys: each key in one partition, and all of them are written.
+func TestProduceKeys(t *testing.T) {
+	k := fake(t)
+	k.Topic = "keyed"
+	p := Produce{Kafka: k, Size: 10, Records: 1000, Acks: "all", Idempotent: true, Compression: "none", BatchBytes: 1 << 20, Keys: 50}
+	if r, err := p.Run(context.Background()); err != nil || r.Operations != 1000 {
+		t.Fatalf("produce: %+v, %v", r, err)
+	}
+	c, err := k.client(kgo.ConsumeTopics(k.Topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	where, partitions := map[string]int32{}, map[int32]bool{}
+	for n := 0; n < 1000; {
+		fetches := c.PollFetches(context.Background())
+		if err := fetches.Err(); err != nil {
+			t.Fatal(err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			n++
+			if at, ok := where[string(r.Key)]; ok && at != r.Partition {
+				t.Fatalf("%s is in partitions %d and %d", r.Key, at, r.Partition)
+			}
+			where[string(r.Key)], partitions[r.Partition] = r.Partition, true
+		})
+	}
+	if len(where) != 50 || len(partitions) < 2 {
+		t.Errorf("%d keys in %d partitions", len(where), len(partitions))
+	}
+}

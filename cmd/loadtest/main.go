@@ -159,6 +159,7 @@ func produceCommand(o *common) *cobra.Command {
 	f.DurationVar(&p.Linger, "linger", 5*time.Millisecond, "how long a batch waits for company")
 	f.Int32Var(&p.BatchBytes, "batch-bytes", 1000000, "bytes of a batch at the most")
 	f.BoolVar(&p.Random, "random", false, "values that do not compress")
+	f.Int64Var(&p.Keys, "keys", 0, "records have one of so many keys, for compacted topics (default: no keys)")
 	return c
 }
 
