@@ -80,14 +80,7 @@ func (l CatchUp) createBulk(ctx context.Context, c *kgo.Client, topic string) er
 		bytes, segment := fmt.Sprint(l.Retention), fmt.Sprint(max(l.Retention/4, 1<<20))
 		configs["retention.bytes"], configs["segment.bytes"] = &bytes, &segment
 	}
-	resp, err := kadm.NewClient(c).CreateTopic(ctx, l.Partitions, int16(len(l.list)), configs, topic)
-	if err == nil {
-		err = resp.Err
-	}
-	if err != nil {
-		return fmt.Errorf("create topic %s: %w", topic, err)
-	}
-	return nil
+	return created(ctx, c, l.Partitions, int16(len(l.list)), configs, topic)
 }
 
 // phases is the sequence of a measurement with its probe and samples.

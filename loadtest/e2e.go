@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -65,13 +64,10 @@ func (l EndToEnd) reader(ctx context.Context) (*kgo.Client, error) {
 		c.Close()
 		return nil, err
 	}
-	ends, err := kadm.NewClient(c).ListEndOffsets(ctx, l.Kafka.Topic)
-	if err == nil {
-		err = ends.Error()
-	}
+	_, ends, err := bounds(ctx, c, l.Kafka.Topic)
 	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("list offsets of %s: %w", l.Kafka.Topic, err)
+		return nil, err
 	}
 	c.AddConsumePartitions(ends.KOffsets())
 	return c, nil

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -34,24 +33,9 @@ func (k Kafka) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	return c, nil
 }
 
-// ensureMax bounds how long a topic is tried to be created: leaders may just be changing, and a node that is slow may be taken for dead for a moment.
-const ensureMax = 15 * time.Second
-
 // ensure creates the topic when it is not there.
 func (k Kafka) ensure(ctx context.Context, c *kgo.Client) error {
-	for late := time.Now().Add(ensureMax); ; {
-		resp, err := kadm.NewClient(c).CreateTopics(ctx, k.Partitions, k.ReplicationFactor, nil, k.Topic)
-		if err == nil {
-			err = resp[k.Topic].Err
-		}
-		if err == nil || errors.Is(err, kerr.TopicAlreadyExists) {
-			return nil
-		}
-		passes := kerr.IsRetriable(err) || errors.Is(err, kerr.InvalidReplicationFactor)
-		if !passes || time.Now().After(late) || sleep(ctx, readRetry) != nil {
-			return fmt.Errorf("create topic %s: %w", k.Topic, err)
-		}
-	}
+	return created(ctx, c, k.Partitions, k.ReplicationFactor, nil, k.Topic)
 }
 
 // Produce is a load of records.
@@ -218,16 +202,7 @@ func (c Consume) Run(ctx context.Context) (Result, error) {
 
 // held is how many records a topic holds now.
 func held(ctx context.Context, c *kgo.Client, topic string) (n int64, err error) {
-	adm := kadm.NewClient(c)
-	starts, err := adm.ListStartOffsets(ctx, topic)
-	if err != nil {
-		return 0, fmt.Errorf("list offsets of %s: %w", topic, err)
-	}
-	ends, err := adm.ListEndOffsets(ctx, topic)
-	if err != nil {
-		return 0, fmt.Errorf("list offsets of %s: %w", topic, err)
-	}
-	err = errors.Join(starts.Error(), ends.Error())
+	starts, ends, err := bounds(ctx, c, topic)
 	ends.Each(func(o kadm.ListedOffset) {
 		if s, ok := starts.Lookup(topic, o.Partition); ok {
 			n += o.Offset - s.Offset

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 )
 
 // Overload does to a cluster what bad clients do, one kind after another, while a well-behaved producer and consumer measure their own latency.
@@ -102,7 +103,7 @@ func (l Overload) attacks(ctx context.Context, run *phases, suffix string) error
 			continue
 		}
 		topic, adm := "overload-"+s.name+"-"+suffix, kadm.NewClient(run.probe.client)
-		if err := l.createTopic(ctx, adm, topic); err != nil {
+		if err := created(ctx, run.probe.client, bulkPartitions, int16(len(l.list)), nil, topic); err != nil {
 			return err
 		}
 		if s.fill > 0 {
@@ -140,17 +141,6 @@ func (l Overload) judge(r *OverloadResult) {
 			}
 		}
 	}
-}
-
-func (l Overload) createTopic(ctx context.Context, adm *kadm.Client, topic string) error {
-	resp, err := adm.CreateTopic(ctx, bulkPartitions, int16(len(l.list)), nil, topic)
-	if err == nil {
-		err = resp.Err
-	}
-	if err != nil {
-		return fmt.Errorf("create topic %s: %w", topic, err)
-	}
-	return nil
 }
 
 // fill writes to the topic what can be fetched, slowly: it is no part of the attack.
@@ -240,9 +230,16 @@ func (a *attack) findLeaders(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	m, err := kadm.NewClient(c).Metadata(ctx, a.Topic)
+	return patiently(ctx, "find leaders of "+a.Topic, func() error { return a.askLeaders(ctx, kadm.NewClient(c)) })
+}
+
+func (a *attack) askLeaders(ctx context.Context, adm *kadm.Client) error {
+	m, err := adm.Metadata(ctx, a.Topic)
+	if err == nil {
+		err = m.Topics[a.Topic].Err
+	}
 	if err != nil {
-		return fmt.Errorf("find leaders of %s: %w", a.Topic, err)
+		return err
 	}
 	address := make(map[int32]string)
 	for _, b := range m.Brokers {
@@ -251,7 +248,7 @@ func (a *attack) findLeaders(ctx context.Context) error {
 	a.leaders = make(map[int32]string)
 	for _, p := range m.Topics[a.Topic].Partitions {
 		if a.leaders[p.Partition] = address[p.Leader]; address[p.Leader] == "" {
-			return fmt.Errorf("partition %d of %s has no leader", p.Partition, a.Topic)
+			return fmt.Errorf("partition %d: %w", p.Partition, kerr.LeaderNotAvailable)
 		}
 	}
 	return nil

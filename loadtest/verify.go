@@ -2,6 +2,7 @@ package loadtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"sluice/loadtest/history"
@@ -193,13 +195,9 @@ func (v Verify) writeKafka(ctx context.Context, run string, m *Meter, log *write
 	if err := v.ensure(ctx, setup); err != nil {
 		return err
 	}
-	topics, err := kadm.NewClient(setup).ListTopics(ctx, v.Topic)
+	partitions, err := v.count(ctx, setup)
 	if err != nil {
-		return fmt.Errorf("describe %s: %w", v.Topic, err)
-	}
-	partitions := len(topics[v.Topic].Partitions)
-	if partitions == 0 {
-		return fmt.Errorf("topic %s has no partitions: %w", v.Topic, topics[v.Topic].Err)
+		return err
 	}
 	s, err := newSchedule(v.Rate, 0, v.Duration)
 	if err != nil {
@@ -208,6 +206,21 @@ func (v Verify) writeKafka(ctx context.Context, run string, m *Meter, log *write
 	return workers(ctx, v.Writers, func(ctx context.Context, i int) error {
 		return v.writer(ctx, run, "w"+strconv.Itoa(i), partitions, s, m, log)
 	})
+}
+
+// count is how many partitions the topic has.
+func (v Verify) count(ctx context.Context, c *kgo.Client) (n int, err error) {
+	err = patiently(ctx, "describe "+v.Topic, func() error {
+		topics, err := kadm.NewClient(c).ListTopics(ctx, v.Topic)
+		if err != nil {
+			return err
+		}
+		if n = len(topics[v.Topic].Partitions); n == 0 {
+			return fmt.Errorf("it has no partitions: %w", cmp.Or[error](topics[v.Topic].Err, kerr.UnknownTopicOrPartition))
+		}
+		return nil
+	})
+	return n, err
 }
 
 func (v Verify) writer(ctx context.Context, run, name string, partitions int, s *schedule, m *Meter, log *writeLog) error {
