@@ -28,16 +28,16 @@ type fakeCluster struct {
 	leader  int32
 	epoch   int32
 	silent  map[int32]bool // reads and answers nothing
-	// answer decides what becomes of a batch: stored or not, and the code that is answered.
+	// answer decides what becomes of a batch that is not stored yet: stored or not, and the code that is answered.
 	answer func(node int32, n int) (store bool, code int16)
 	tries  int
 	log    []*kgo.Record
-	seen   map[int32]bool // sequences that are stored
+	seen   map[int32]int64 // where the sequences are that are stored
 }
 
 func newFakeCluster(t *testing.T, nodes int32) *fakeCluster {
 	c := &fakeCluster{
-		t: t, brokers: map[int32]string{}, leader: 1, silent: map[int32]bool{}, seen: map[int32]bool{},
+		t: t, brokers: map[int32]string{}, leader: 1, silent: map[int32]bool{}, seen: map[int32]int64{},
 		answer: func(int32, int) (bool, int16) { return true, 0 },
 	}
 	var all sync.WaitGroup
@@ -151,14 +151,14 @@ func (c *fakeCluster) produce(node int32, raw []byte) (int64, int16) {
 	if err := b.ReadFrom(raw); err != nil {
 		c.t.Errorf("batch: %v", err)
 	}
+	if offset, ok := c.seen[b.FirstSequence]; ok {
+		return offset, 0 // sent again, as on a busy machine: it is where it was
+	}
 	c.tries++
-	store, code := c.answer(node, c.tries)
 	offset := int64(len(c.log))
-	switch {
-	case c.seen[b.FirstSequence]:
-		return int64(b.FirstSequence), 0 // sent again: it is where it was
-	case store:
-		c.seen[b.FirstSequence] = true
+	store, code := c.answer(node, c.tries)
+	if store {
+		c.seen[b.FirstSequence] = offset
 		c.store(raw)
 	}
 	return offset, code
@@ -271,7 +271,7 @@ func TestSteadyTellsWhatMustNotBe(t *testing.T) {
 	c := newFakeCluster(t, 3)
 	c.answer = func(_ int32, n int) (bool, int16) {
 		if n == 2 {
-			c.seen = map[int32]bool{} // a new producer begins at 0
+			c.seen = map[int32]int64{} // a new producer begins at 0
 			return false, kerr.OutOfOrderSequenceNumber.Code
 		}
 		return true, 0

@@ -63,10 +63,10 @@ func (a *admins) work(ctx context.Context, number int) error {
 		op := a.s.c.History.Metadata().Call(number, c)
 		answer := a.perform(ctx, brokers[rand.IntN(len(brokers))], c)
 		op.Return(answer)
-		a.s.stats.MetadataOperations.Add(1)
 		if answer.Outcome == history.Unknown {
-			a.s.stats.MetadataUnknown.Add(1)
+			a.s.stats.MetadataUnknown.Add(1) // first: the difference of the two shall not count it for a moment
 		}
+		a.s.stats.MetadataOperations.Add(1)
 	}
 	return nil
 }
