@@ -161,11 +161,19 @@ func (c *cluster) pid(name string) int {
 // kill ends a process without warning and waits until it is gone.
 func (c *cluster) kill(name string) {
 	c.t.Helper()
-	pid := c.pid(name)
+	c.gone(name, c.shoot(name))
+}
+
+// shoot ends a process and does not wait.
+func (c *cluster) shoot(name string) (pid int) {
+	c.t.Helper()
+	if pid = c.pid(name); pid <= 0 {
+		c.t.Fatalf("kill %s: it has no process", name) // and 0 would be the test's own group
+	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		c.t.Fatalf("kill %s (%d): %v", name, pid, err)
 	}
-	c.gone(name, pid)
+	return pid
 }
 
 // gone waits until a process has ended.

@@ -39,7 +39,7 @@ func TestCompactedTopic(t *testing.T) {
 		c.restart(name)
 		c.ready(name)
 	}
-	wait(t, "the topic is small everywhere after kills", func() error { return smallEverywhere(data) })
+	wait(t, "the topic is small everywhere after kills, and the same", func() error { return errors.Join(smallEverywhere(data), sameEverywhere(data)) })
 	for from := int64(0); from < compactRecords; from += 9_973 {
 		lastStates(t, ctx, from, nil)
 	}
@@ -100,6 +100,31 @@ func smallEverywhere(data string) error {
 		}
 		if bytes > 3<<20 || len(files) == 0 {
 			return fmt.Errorf("%d bytes in %d files on core-%d", bytes, len(files), node)
+		}
+	}
+	return nil
+}
+
+// sameEverywhere tells which node has other segments than the first: one that is behind, or has not yet swapped what the others have.
+func sameEverywhere(data string) error {
+	var first string
+	for node := 1; node <= 3; node++ {
+		files, err := filepath.Glob(filepath.Join(data, fmt.Sprintf("core-%d", node), compactTopic+"-0", "*.log"))
+		if err != nil {
+			return err
+		}
+		var segments string
+		for _, f := range files {
+			info, err := os.Stat(f)
+			if err != nil {
+				return err
+			}
+			segments += fmt.Sprintf("%s: %d bytes; ", filepath.Base(f), info.Size())
+		}
+		if node == 1 {
+			first = segments
+		} else if segments != first {
+			return fmt.Errorf("core-%d has %s core-1 has %s", node, segments, first)
 		}
 	}
 	return nil

@@ -207,7 +207,12 @@ func TestMembershipUnderLoad(t *testing.T) {
 	load := write(t, nodes)
 	await(t, "three nodes at rest", nodes, (*overview).atRest)
 	nodes = append(nodes, joinNode(t, 4, nodes[1]))
-	await(t, "the fourth node has its share", nodes, (*overview).atRest)
+	await(t, "the fourth node has its share", nodes, func(o *overview) error {
+		if len(o.Nodes) != 4 {
+			return fmt.Errorf("nodes %+v", o.Nodes) // who answers may not have heard of the fourth yet
+		}
+		return o.atRest()
+	})
 
 	wait(t, "node 1 is drained", func() error {
 		out, err := sluice(t, nodes[1:], "cluster", "drain", "1")

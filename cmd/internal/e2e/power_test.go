@@ -54,10 +54,8 @@ func (c *cluster) outages(ctx context.Context, r *rand.Rand, names []string, eno
 			hit = hit[:1+r.IntN(len(hit))]
 		}
 		for again := true; again; again = r.IntN(3) == 0 {
-			for _, name := range hit {
-				c.cut(name)
-				cuts++
-			}
+			c.cut(hit)
+			cuts += len(hit)
 			pause(time.Second)
 			for _, name := range hit {
 				c.restart(name)
@@ -72,12 +70,16 @@ func (c *cluster) outages(ctx context.Context, r *rand.Rand, names []string, eno
 	return cuts
 }
 
-// cut kills a process and does not wait: the others are to go at the same moment.
-func (c *cluster) cut(name string) {
-	if err := syscall.Kill(c.pid(name), syscall.SIGKILL); err != nil {
-		c.t.Fatalf("kill %s: %v", name, err)
+// cut kills processes at the same moment.
+func (c *cluster) cut(names []string) {
+	c.t.Helper()
+	pids := map[string]int{}
+	for _, name := range names {
+		pids[name] = c.shoot(name)
 	}
-	c.gone(name, c.pid(name))
+	for name, pid := range pids {
+		c.gone(name, pid)
+	}
 }
 
 func (c *cluster) powerCuts(v loadtest.Verify, names ...string) loadtest.VerifyResult {
