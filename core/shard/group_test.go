@@ -107,7 +107,7 @@ func cleanStopHandsOver(t *testing.T) error {
 	old.restart()
 	c.until("the stopped node follows", func() bool { return slices.Equal(old.sm.all(), next.sm.all()) })
 	if n := old.sm.applies.Load(); n != 1 {
-		t.Errorf("the stopped node applied %d entries, want only the one it had not", n)
+		return fmt.Errorf("the stopped node applied %d entries, want only the one it had not", n)
 	}
 	return nil
 }

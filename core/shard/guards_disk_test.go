@@ -202,7 +202,7 @@ func TestGuard11RequestsAreCut(t *testing.T) {
 }
 
 func TestGuard11FollowerStopsReading(t *testing.T) {
-	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = time.Second })
+	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = calm })
 	leader := c.leader()
 	f := follower(c, leader)
 	c.until("the follower is there", func() bool { return c.inSync(leader, f) })
@@ -235,8 +235,7 @@ func TestGuard14CheckpointAfterChangeOfMembers(t *testing.T) {
 	}
 	leader.insist("the new member has a vote", func() error { return leader.group.AddVoter(context.Background(), other.self) })
 	c.until("the new member has applied", c.same(leader, other))
-	leader.insist("leadership moves", func() error { return leader.group.Transfer(context.Background(), other.id) })
-	c.leader(other.id)
+	other.lead()
 }
 
 func TestGuard15Interfaces(t *testing.T) {
@@ -265,7 +264,9 @@ func TestGuard16CommitIndexIsLowered(t *testing.T) {
 	leader.mustPut("a=1")
 	f := follower(c, leader)
 	c.until("the follower has applied", c.same(leader, f))
-	c.partition(leader.id, true)
+	for _, m := range c.nodes { // so that nobody else is elected meanwhile, who would tell the follower of more
+		c.partition(m.id, true)
+	}
 	// The follower gets entries of the leader's that are not committed anywhere ...
 	r := f.group.raft()
 	last, term := r.LastIndex(), r.CurrentTerm()
@@ -285,7 +286,6 @@ func TestGuard16CommitIndexIsLowered(t *testing.T) {
 	if got := r.CommitIndex(); got > last {
 		t.Errorf("committed up to %d, only %d was confirmed", got, last)
 	}
-	c.partition(leader.id, false)
 }
 
 func TestGuard17ResultsKeepOrder(t *testing.T) {

