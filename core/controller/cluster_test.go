@@ -178,6 +178,27 @@ func (m *member) create(topics ...meta.NewTopic) {
 		}
 		return ""
 	})
+	for i := range topics { // it was not waited for when it had missed a ping
+		m.eventually("the topic in the image", func() bool { return m.Image().Topic(topics[i].Name) != nil })
+	}
+}
+
+// forget deletes a topic. As create, it asks again where the answer did not come in time.
+func (m *member) forget(topic *meta.Topic) {
+	m.t.Helper()
+	again := false
+	m.without("the deletion of "+topic.Name, func() string {
+		err := m.DeleteTopics(context.Background(), []meta.TopicID{topic.ID})[0]
+		var refused *meta.Error
+		switch {
+		case err == nil, errors.As(err, &refused) && again && refused.Code == meta.CodeUnknownTopicID:
+			return ""
+		case refused == nil || refused.Code != meta.CodeRequestTimedOut:
+			m.t.Fatalf("delete %s through node %d: %v", topic.Name, m.Self(), err)
+		}
+		again = true
+		return err.Error()
+	})
 }
 
 // served waits until a topic is served: everybody knows the same leader of each partition, and the leader has the partition. An answer
@@ -343,9 +364,7 @@ func TestThreeNodes(t *testing.T) {
 		p, _, _ := m.Local(topic.ID, 0)
 		parts = append(parts, p)
 	}
-	if err := all[2].DeleteTopics(context.Background(), []meta.TopicID{topic.ID})[0]; err != nil {
-		t.Fatal(err)
-	}
+	all[2].forget(topic)
 	for i, m := range all {
 		m.eventually("the topic forgotten", func() bool { return m.Image().Topic("by1") == nil })
 		m.eventually("replicas removed", parts[i].Removed)

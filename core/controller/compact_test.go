@@ -318,8 +318,16 @@ func TestCompactedPartitionMoves(t *testing.T) {
 		t.Errorf("%d keys after the move, %d before it", len(last), len(l.last))
 	}
 	l.write(all, 500)
-	to.eventually("what was written, some of it twice where its fate was unknown", func() bool { return to.end(l.key) >= int64(l.n) })
-	to.eventually("a further compaction", func() bool { return to.part(l.key).Dirty() > dirty && to.part(l.key).Bytes() < 4*16384 })
+	to.without("what was written, some of it twice where its fate was unknown, compacted further", func() string {
+		p := to.part(l.key)
+		if p == nil {
+			return "no replica"
+		}
+		if p.End() < int64(l.n) || p.Dirty() <= dirty || p.Bytes() >= 4*16384 {
+			return fmt.Sprintf("end %d of %d, clean to %d, before it was to %d, %d bytes", p.End(), l.n, p.Dirty(), dirty, p.Bytes())
+		}
+		return ""
+	})
 	if last, _ := l.read(to, 0); !maps.Equal(last, l.last) {
 		t.Errorf("%d keys after it was compacted again, %d are right", len(last), len(l.last))
 	}

@@ -431,18 +431,34 @@ func (l *lead) begin(image *meta.Image) {
 
 // ping asks a node for a sign of life and commits what follows from the answer.
 func (l *lead) ping(ctx context.Context, n meta.Node) {
+	began := time.Now()
 	alive, leaving := l.hear(ctx, n)
-	fence := n.Fenced
+	gone := !alive && (leaving || l.silent(n.Server()) > fenceAfter)
 	switch {
-	case alive:
-		fence = false
-	case leaving, l.silent(n.Server()) > fenceAfter:
-		fence = true
+	case ctx.Err() != nil:
+	case alive && n.Fenced:
+		l.setFenced(ctx, n, false)
+	case gone && !n.Fenced:
+		l.fence(ctx, n, began)
 	}
-	if fence != n.Fenced && ctx.Err() == nil {
-		l.c.log.Info("node changed", "node", n.ID, "fenced", fence)
-		_, _ = l.propose(ctx, meta.RequestID{}, &meta.FenceNode{Server: n.Server(), Fenced: fence})
+}
+
+// fence says that a node is gone, unless it was heard of since a time, and tells whether it said so. A registration holds plan as this does:
+// without, one that was committed while a ping was on its way would be undone, and a node that has just become ready be gone until the next
+// ping. Clients would be told for good that there are too few brokers.
+func (l *lead) fence(ctx context.Context, n meta.Node, since time.Time) bool {
+	l.plan.Lock()
+	defer l.plan.Unlock()
+	if l.heardSince(n.Server(), since) {
+		return false
 	}
+	l.setFenced(ctx, n, true)
+	return true
+}
+
+func (l *lead) setFenced(ctx context.Context, n meta.Node, fenced bool) {
+	l.c.log.Info("node changed", "node", n.ID, "fenced", fenced)
+	_, _ = l.propose(ctx, meta.RequestID{}, &meta.FenceNode{Server: n.Server(), Fenced: fenced})
 }
 
 // hear asks a node for a sign of life and notes what it says. leaving is true when it says that it is stopping.
@@ -464,6 +480,12 @@ func (l *lead) learnLevel(s meta.Server, level uint8) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.levels[s] = level
+}
+
+func (l *lead) heardSince(s meta.Server, since time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.seen[s].After(since)
 }
 
 func (l *lead) silent(s meta.Server) time.Duration {

@@ -81,19 +81,31 @@ func balanced(image *meta.Image, nodes ...meta.NodeID) bool {
 	return still(image) && most-least <= 1
 }
 
-// holds checks that every replica of a topic has the same n records in each partition.
+// holds waits until every replica of a topic has the same n records in each partition. What a node shall have is asked anew each time: its image
+// may be late, and replicas move.
 func holds(t *testing.T, all []*member, topic string, n int64) {
 	t.Helper()
 	for _, m := range all {
-		tp := m.Image().Topic(topic)
-		for _, p := range tp.Partitions {
-			if s := m.Image().Shard(p.Shard); s.Has(m.id.server()) {
-				m.eventually(fmt.Sprintf("%d records of %s-%d", n, topic, p.Index), func() bool {
-					part, _, ok := m.Local(tp.ID, p.Index)
-					return ok && part.End() == n
-				})
+		m.without(fmt.Sprintf("%d records in each partition of %s", n, topic), func() string {
+			image := m.Image()
+			tp := image.Topic(topic)
+			if tp == nil {
+				return "it is not known"
 			}
-		}
+			for _, p := range tp.Partitions {
+				if s := image.Shard(p.Shard); s == nil || !s.Has(m.id.server()) {
+					continue
+				}
+				part, _, ok := m.Local(tp.ID, p.Index)
+				if !ok {
+					return fmt.Sprintf("no replica of %s-%d", topic, p.Index)
+				}
+				if part.End() != n {
+					return fmt.Sprintf("%s-%d ends at %d", topic, p.Index, part.End())
+				}
+			}
+			return ""
+		})
 	}
 }
 

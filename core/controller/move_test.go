@@ -168,6 +168,23 @@ func (l *moveLoad) acked() int32 {
 	return l.next
 }
 
+// lacks says what a node does not have yet: one that was away knows the end of the log before it has all of it.
+func (l *moveLoad) lacks(m *member) string {
+	p, _, ok := m.Local(l.key.Topic, l.key.Index)
+	if !ok {
+		return "no replica"
+	}
+	if p.End() < int64(l.acked()) {
+		return fmt.Sprintf("it ends at %d of %d", p.End(), l.acked())
+	}
+	for _, s := range m.Sets() {
+		if !s.Complete() {
+			return fmt.Sprintf("segments are missing: %+v", s.Status())
+		}
+	}
+	return ""
+}
+
 // check reads the partition on a node: every acknowledged record, once, in order, and perhaps one more
 // that was not answered.
 func (l *moveLoad) check(m *member) {
@@ -309,10 +326,7 @@ func moveWithPowerCut(t, whole *testing.T, all []*member, index int32, step, vic
 	cancel()
 	wg.Wait()
 	for _, m := range all {
-		m.eventually("the end of the log", func() bool {
-			p, _, ok := m.Local(l.key.Topic, index)
-			return ok && p.End() >= int64(l.acked())
-		})
+		m.without("a whole log", func() string { return l.lacks(m) })
 		l.check(m)
 	}
 	t.Logf("node %d cut at %s: %d records, longest pause %v", who, step, l.acked(), l.gap)

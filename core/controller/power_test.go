@@ -180,10 +180,21 @@ func again(o Options, clusterID string) error {
 	if clusterID != "" && (c.id.clusterID() != clusterID || c.Image().Topic("t") == nil) {
 		return fmt.Errorf("the cluster was %q and is %q, topic %v", clusterID, c.id.clusterID(), c.Image().Topic("t"))
 	}
-	if r := c.CreateTopics(ctx, []meta.NewTopic{plain(fmt.Sprint("u", c.Self()))}, false); r[0].Err != nil {
-		return fmt.Errorf("make a topic: %w", r[0].Err)
+	return makeTopic(ctx, c, fmt.Sprint("u", c.Self()))
+}
+
+// makeTopic has a node that is ready make a topic, and asks again where a busy machine keeps the answer or the other node's pings for too long.
+func makeTopic(ctx context.Context, c *Controller, name string) error {
+	for {
+		err := c.CreateTopics(ctx, []meta.NewTopic{plain(name)}, false)[0].Err
+		switch {
+		case err == nil, err.Code == meta.CodeTopicAlreadyExists:
+			return nil
+		case err.Code != meta.CodeRequestTimedOut && err.Code != meta.CodeInvalidReplicationFactor || ctx.Err() != nil:
+			return fmt.Errorf("make a topic: %w", err)
+		}
+		pause(ctx, 100*time.Millisecond)
 	}
-	return nil
 }
 
 // TestPowerCutWhileJoining does so with a node that joins another one's cluster, at some of its syncs. It is then let in as if nothing had been.

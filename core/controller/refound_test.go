@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 
@@ -223,10 +224,12 @@ func TestStraysAreNotWantedByOpenReplicas(t *testing.T) {
 	if m.mayWant(here, true) || m.mayWant(elsewhere, true) || m.mayWant(0, false) {
 		t.Fatal("open replicas want what was set aside")
 	}
-	r := m.replica(here)
-	m.setReplica(here, nil)
-	defer m.setReplica(here, r)
-	if !m.mayWant(here, true) || !m.mayWant(0, false) || m.mayWant(elsewhere, true) {
+	// The same node, seen as if that replica was not open yet; the running one would open it.
+	c := &Controller{o: m.Controller.o, id: m.id, machine: m.machine}
+	rest := maps.Clone(m.replicaMap())
+	delete(rest, here)
+	c.replicas.Store(&rest)
+	if !c.mayWant(here, true) || !c.mayWant(0, false) || c.mayWant(elsewhere, true) {
 		t.Error("a replica that is not open yet wants nothing")
 	}
 }
