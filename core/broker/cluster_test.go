@@ -196,7 +196,8 @@ func (c *testCluster) client(opts ...kgo.Opt) *kgo.Client {
 // admin returns an administrator's client.
 func (c *testCluster) admin() *kadm.Client { return kadm.NewClient(c.client()) }
 
-// create creates a topic with as many replicas as there are nodes, or fails the test.
+// create creates a topic with as many replicas as there are nodes, and waits until all that run know it: one that had missed a ping was not waited
+// for.
 func (c *testCluster) create(topic string, partitions int32, configs map[string]string) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
@@ -213,10 +214,19 @@ func (c *testCluster) create(topic string, partitions int32, configs map[string]
 		}
 		switch {
 		case err == nil, again && errors.Is(err, kerr.TopicAlreadyExists):
+			c.known(topic)
 			return
 		case ctx.Err() != nil || !errors.Is(err, kerr.RequestTimedOut):
 			c.t.Fatalf("create %s: %v %s", topic, err, r.ErrMessage)
 		}
+	}
+}
+
+// known waits until all nodes that run know a topic.
+func (c *testCluster) known(topic string) {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		c.await(fmt.Sprintf("node %d to know %s", n.id, topic), func() bool { return n.down || n.ctl.Image().Topic(topic) != nil })
 	}
 }
 

@@ -540,7 +540,7 @@ func TestGroupGoesOnAfterFailover(t *testing.T) {
 	if a, b := memberIDs(after), memberIDs(before); !slices.Equal(a, b) {
 		t.Errorf("members %v after the failover, were %v", a, b)
 	}
-	if after.Coordinator.NodeID == before.Coordinator.NodeID {
+	if after.Coordinator.NodeID == int32(victim.id) {
 		t.Error("the coordinator is where it was")
 	}
 	victim.start()

@@ -166,20 +166,23 @@ func TestFollowerFetch(t *testing.T) {
 	leader := c.steady("racks", 0)
 	follower := leader%3 + 1
 	conn := dialRaw(t, c.node(leader).kafka)
-	if p := conn.produce(produceRequest(9, "racks", [16]byte{}, 0, batch(record.None, "a"))); p.ErrorCode != 0 {
-		t.Fatalf("%+v", p)
-	}
+	c.without("a record to be taken", func() string {
+		c.steady("racks", 0) // it gets the lead back, where it has lost it
+		if p := conn.produce(produceRequest(9, "racks", [16]byte{}, 0, sequenced(9, 0, 0, 1))); p.ErrorCode != 0 {
+			return fmt.Sprintf("%+v", p)
+		}
+		return ""
+	})
 	req := fetchOne(12, "racks", [16]byte{}, 0, 0)
 	req.Rack = "rack" + string(rune('0'+follower))
-	deadline := time.Now().Add(testTimeout)
-	p := conn.fetch(req)
-	for p.PreferredReadReplica != follower { // until it is in sync
-		if time.Now().After(deadline) {
-			t.Fatalf("the leader does not send to %d: %+v", follower, p)
+	var p kmsg.FetchResponseTopicPartition
+	c.without("the leader to send to the follower", func() string { // once that is in sync
+		c.steady("racks", 0)
+		if p = conn.fetch(req); p.PreferredReadReplica != follower {
+			return fmt.Sprintf("not to %d: %+v", follower, p)
 		}
-		req.MaxWaitMillis = 50
-		p = conn.fetch(req)
-	}
+		return ""
+	})
 	if len(p.RecordBatches) != 0 {
 		t.Error("the leader sends the records as well")
 	}
