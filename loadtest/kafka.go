@@ -153,7 +153,7 @@ func (p Produce) key(n int64) []byte {
 // Consume is a load of reads, from the beginning of a topic.
 type Consume struct {
 	Kafka
-	Records  int64 // stops after so many; 0 = at what was the end when it began
+	Records  int64 // stops after so many; 0 = at what was the end when it began, unless there is a duration
 	Duration time.Duration
 	Group    string // "" = without a group
 	Progress io.Writer
@@ -166,7 +166,8 @@ func (c Consume) Run(ctx context.Context) (Result, error) {
 		ctx, cancel = context.WithTimeout(ctx, c.Duration)
 		defer cancel()
 	}
-	opts := []kgo.Opt{kgo.ConsumeTopics(c.Topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxBytes(50 << 20), kgo.FetchMaxPartitionBytes(4 << 20)}
+	opts := []kgo.Opt{kgo.ConsumeTopics(c.Topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxBytes(50 << 20), kgo.FetchMaxPartitionBytes(4 << 20),
+		kgo.KeepControlRecords()} // the last record of a partition may be one
 	if c.Group != "" {
 		opts = append(opts, kgo.ConsumerGroup(c.Group))
 	}
@@ -175,9 +176,9 @@ func (c Consume) Run(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	defer client.Close()
-	want := c.Records
-	if want == 0 && c.Duration == 0 {
-		if want, err = held(ctx, client, c.Topic); err != nil {
+	var left unread
+	if c.Records == 0 && c.Duration == 0 {
+		if left, err = c.unread(ctx, client); err != nil {
 			return Result{}, err
 		}
 	}
@@ -185,7 +186,7 @@ func (c Consume) Run(ctx context.Context) (Result, error) {
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
 	go m.Progress(watch, c.Progress)
-	for (want == 0 || m.ops.Load() < want) && ctx.Err() == nil {
+	for (left == nil || len(left) > 0) && (c.Records == 0 || m.ops.Load() < c.Records) && ctx.Err() == nil {
 		fetches := client.PollFetches(ctx)
 		fetches.EachError(func(_ string, _ int32, err error) {
 			if ctx.Err() == nil {
@@ -193,22 +194,57 @@ func (c Consume) Run(ctx context.Context) (Result, error) {
 			}
 		})
 		now := time.Now()
-		fetches.EachRecord(func(r *kgo.Record) { m.Done(int(r.Partition), now, len(r.Value)) })
+		fetches.EachRecord(func(r *kgo.Record) {
+			left.seen(r)
+			if !r.Attrs.IsControl() {
+				m.Done(int(r.Partition), now, len(r.Value))
+			}
+		})
+	}
+	if c.Group != "" && ctx.Err() == nil {
+		if err := client.CommitUncommittedOffsets(ctx); err != nil { // the client itself commits when it is asked for more
+			return Result{}, fmt.Errorf("commit offsets of %s: %w", c.Group, err)
+		}
 	}
 	r := m.Result("consume", 0, map[string]string{"topic": c.Topic, "group": c.Group})
 	r.LatencyMs = nil
 	return r, nil
 }
 
-// held is how many records a topic holds now.
-func held(ctx context.Context, c *kgo.Client, topic string) (n int64, err error) {
-	starts, ends, err := bounds(ctx, c, topic)
-	ends.Each(func(o kadm.ListedOffset) {
-		if s, ok := starts.Lookup(topic, o.Partition); ok {
-			n += o.Offset - s.Offset
+// unread are the ends of the partitions that have to be read to. Their records cannot be counted: compaction leaves gaps.
+type unread map[int32]int64
+
+// unread returns the ends of the topic as they are now, without the partitions in which there is nothing to read for the group, if there is one.
+func (c Consume) unread(ctx context.Context, client *kgo.Client) (unread, error) {
+	starts, ends, err := bounds(ctx, client, c.Topic)
+	if err != nil {
+		return nil, err
+	}
+	var committed kadm.OffsetResponses
+	if c.Group != "" {
+		err = patiently(ctx, "committed offsets of "+c.Group, func() (err error) {
+			committed, err = kadm.NewClient(client).FetchOffsetsForTopics(ctx, c.Group, c.Topic)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	left := unread{}
+	ends.Each(func(end kadm.ListedOffset) {
+		start, _ := starts.Lookup(c.Topic, end.Partition)
+		at, _ := committed.Lookup(c.Topic, end.Partition) // -1 where nothing was committed
+		if end.Offset > max(start.Offset, at.At) {
+			left[end.Partition] = end.Offset
 		}
 	})
-	return n, err
+	return left, nil
+}
+
+func (u unread) seen(r *kgo.Record) {
+	if end, ok := u[r.Partition]; ok && r.Offset+1 >= end {
+		delete(u, r.Partition)
+	}
 }
 
 // workers runs n of fn and waits; the first error ends the others' context.

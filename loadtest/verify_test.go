@@ -140,6 +140,12 @@ func TestProduceAndConsume(t *testing.T) {
 	if err != nil || r.Operations != 5000 || r.Bytes != 500000 {
 		t.Fatalf("consume: %+v, %v", r, err)
 	}
+	for run, want := range []int64{5000, 0} { // the second finds nothing that the group has not read
+		r, err = Consume{Kafka: k, Group: "readers"}.Run(context.Background())
+		if err != nil || r.Operations != want {
+			t.Fatalf("run %d of a group: %+v, %v", run, r, err)
+		}
+	}
 	p.Acks = "some"
 	if _, err := p.Run(context.Background()); err == nil {
 		t.Error("acks=some is accepted")
@@ -175,5 +181,36 @@ func TestProduceKeys(t *testing.T) {
 	}
 	if len(where) != 50 || len(partitions) < 2 {
 		t.Errorf("%d keys in %d partitions", len(where), len(partitions))
+	}
+}
+
+// TestConsumeEndsWhereOffsetsHaveGaps: a topic ends at an offset, not after a number of records.
+func TestConsumeEndsWhereOffsetsHaveGaps(t *testing.T) {
+	k := fake(t)
+	k.Topic, k.Partitions = "gaps", 1
+	c, err := k.client(kgo.TransactionalID("gaps"), kgo.DefaultProduceTopic(k.Topic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := k.ensure(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // the marker of a transaction's end takes an offset
+		if err := c.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.ProduceSync(t.Context(), kgo.StringRecord("a"), kgo.StringRecord("b")).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	r, err := Consume{Kafka: k}.Run(ctx)
+	if err != nil || ctx.Err() != nil || r.Operations != 6 || r.Bytes != 6 {
+		t.Fatalf("%+v, %v, %v", r, err, ctx.Err())
 	}
 }
