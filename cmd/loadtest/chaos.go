@@ -20,8 +20,8 @@ var errBroken = errors.New("the cluster has not kept its promises")
 
 // Short runs see every kind of fault once and fit into a ring of tests.
 const (
-	shortFaults   = 23
-	shortDuration = 4 * time.Minute
+	shortFaults   = 25
+	shortDuration = 5 * time.Minute
 	shortAgain    = 3
 )
 

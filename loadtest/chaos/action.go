@@ -50,6 +50,10 @@ func (r *run) act(f Fault, node int) action {
 		return action{begin: func(context.Context) error { p.kill(); return c.disks[node-1].lose() }, end: start}
 	case Damage, DamageLog:
 		return r.damages(f, node, p)
+	case Join:
+		return r.joins(f)
+	case Move:
+		return r.moves(f)
 	}
 	return r.switched(f, node, p)
 }
@@ -70,7 +74,7 @@ func (r *run) victim(k Kind, node int) *process {
 	switch k {
 	case GatewayDie, GatewayCut:
 		return r.cluster.gateway
-	case Blackout:
+	case Blackout, Join, Move:
 		return nil
 	}
 	return r.cluster.nodes[node-1]

@@ -34,10 +34,13 @@ type cluster struct {
 	disks   []disk
 	nodes   []*process // node i+1 of the cluster is member i+1 of the network
 	gateway *process   // nil without
+
+	spare     *process // the node that joins and leaves; mostly it does not run
+	spareDisk disk
 }
 
-// members is how many namespaces there are: the nodes' and the gateway's.
-func members(nodes int) int { return nodes + 1 }
+// members is how many namespaces there are: the nodes', the gateway's, and that of the node that joins and leaves.
+func members(nodes int) int { return nodes + 2 }
 
 func (c *cluster) gatewayMember() int { return len(c.nodes) + 1 }
 
@@ -61,13 +64,13 @@ func (c *cluster) switchboard(node int) string {
 }
 
 // node makes the process of a node, which is not started yet.
-func (c *cluster) node(l *launcher, id int) *process {
+func (c *cluster) node(l *launcher, id int, d disk) *process {
 	name := fmt.Sprintf("core-%d", id)
 	p := &process{name: name, launcher: l, logFile: filepath.Join(c.dir, name+".log")}
 	p.env = c.env(p, id)
 	p.command = func() command {
 		at := c.net.address(id)
-		cmd := c.net.inside(id, c.binary, "core", "-c", c.config(), "--id", strconv.Itoa(id), "--data", c.disks[id-1].data(), "--rack", "rack"+strconv.Itoa(id),
+		cmd := c.net.inside(id, c.binary, "core", "-c", c.config(), "--id", strconv.Itoa(id), "--data", d.data(), "--rack", "rack"+strconv.Itoa(id),
 			"--kafka", hostPort(at, kafkaPort), "--node", hostPort(at, nodePort), "--http", hostPort(at, httpPort))
 		if join := c.join(id, p.starts); join != "" {
 			cmd = append(cmd, "--join", join)
@@ -167,17 +170,21 @@ func (c *cluster) start(ctx context.Context) error {
 	return c.await(ctx, readyMax, "the gateway serves", func() error { return c.gatewayServes(ctx) })
 }
 
-// all are the processes, the gateway first.
-func (c *cluster) all() []*process {
-	if c.gateway == nil {
-		return c.nodes
+// all are the processes, the gateway first. The spare node is one of them also while it does not run.
+func (c *cluster) all() (out []*process) {
+	if c.gateway != nil {
+		out = append(out, c.gateway)
 	}
-	return append([]*process{c.gateway}, c.nodes...)
+	out = append(out, c.nodes...)
+	if c.spare != nil {
+		out = append(out, c.spare)
+	}
+	return out
 }
 
 // stop stops everything cleanly, all nodes at once: each may wait for the others' leadership otherwise.
 func (c *cluster) stop() error {
-	errs := make(chan error, len(c.nodes)+1)
+	errs := make(chan error, len(c.all()))
 	for _, p := range c.all() {
 		go func() { errs <- p.stop(stopMax) }()
 	}

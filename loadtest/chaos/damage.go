@@ -55,13 +55,19 @@ func damage(data string, f Fault) (harm, error) {
 func (r *run) repaired() error {
 	for len(r.damaged) > 0 {
 		h := r.damaged[0]
-		own, others := filepath.Join(r.cluster.disks[h.node-1].data(), h.file), []string{}
+		var own, others []string
 		for i, d := range r.cluster.disks {
-			if i+1 != h.node {
-				others = append(others, filepath.Join(d.data(), h.file))
+			found, err := places(d.data(), h.file)
+			if err != nil {
+				return err
+			}
+			if i+1 == h.node {
+				own = found
+			} else {
+				others = append(others, found...)
 			}
 		}
-		if !sameAsAny(own, others) {
+		if !sameAsOthers(own, others) {
 			return fmt.Errorf("%w: %s on node %d is not repaired", errUnhealthy, h.file, h.node)
 		}
 		r.damaged = r.damaged[1:]
@@ -69,16 +75,39 @@ func (r *run) repaired() error {
 	return nil
 }
 
-// sameAsAny compares a file with others. One that all have removed is as good as repaired.
-func sameAsAny(own string, others []string) bool {
-	mine, err := os.ReadFile(own)
+// places are where a node has a segment. A partition that has moved is for a while in a directory with more than its plain name, on each node in its own
+// time.
+func places(data, file string) ([]string, error) {
+	dir, segment := filepath.Split(file)
+	plain, _, _ := strings.Cut(filepath.Clean(dir), ".") // names of topics that are damaged have no dot
+	found, err := filepath.Glob(filepath.Join(data, plain+".*", segment))
 	if err != nil {
-		return !slices.ContainsFunc(others, func(o string) bool { _, err := os.Stat(o); return err == nil })
+		return nil, fmt.Errorf("look for %s: %w", file, err)
 	}
-	return slices.ContainsFunc(others, func(o string) bool {
-		theirs, err := os.ReadFile(o)
-		return err == nil && bytes.Equal(mine, theirs)
-	})
+	found = append(found, filepath.Join(data, plain, segment))
+	return slices.DeleteFunc(found, func(path string) bool {
+		_, err := os.Stat(path)
+		return err != nil || setAside(filepath.Dir(path))
+	}), nil
+}
+
+// setAside tells whether a directory belongs to nobody any more.
+func setAside(dir string) bool {
+	return strings.HasSuffix(dir, "-stray") || strings.HasSuffix(dir, "-deleted")
+}
+
+// sameAsOthers compares a node's files with others. What all have removed is as good as repaired.
+func sameAsOthers(own, others []string) bool {
+	for _, file := range own {
+		mine, err := os.ReadFile(file)
+		if err != nil || !slices.ContainsFunc(others, func(o string) bool {
+			theirs, err := os.ReadFile(o)
+			return err == nil && bytes.Equal(mine, theirs)
+		}) {
+			return false
+		}
+	}
+	return len(own) > 0 || len(others) == 0
 }
 
 // flip changes one bit.
@@ -109,7 +138,7 @@ func closedSegments(data string) ([]string, error) {
 	var out []string
 	for i := range len(files) - 1 {
 		dir := filepath.Dir(files[i])
-		if dir == filepath.Dir(files[i+1]) && !strings.HasSuffix(dir, "-stray") && !strings.HasSuffix(dir, "-deleted") {
+		if dir == filepath.Dir(files[i+1]) && !setAside(dir) {
 			out = append(out, files[i])
 		}
 	}

@@ -20,6 +20,16 @@ func (d disk) ballast() string { return filepath.Join(d.dir, "ballast") }
 // data is where the node keeps its files, beside lost+found and the ballast.
 func (d disk) data() string { return filepath.Join(d.dir, "data") }
 
+// newDisk makes a node's.
+func (c *cluster) newDisk(ctx context.Context, node int) (disk, error) {
+	name := fmt.Sprintf("core-%d", node)
+	d := disk{file: filepath.Join(c.dir, name+".img"), dir: filepath.Join(c.dir, name)}
+	if err := d.mount(ctx); err != nil {
+		return d, fmt.Errorf("%w: make a disk: %w", ErrUnfit, err)
+	}
+	return d, nil
+}
+
 func (d disk) mount(ctx context.Context) error {
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		return fmt.Errorf("make mount point: %w", err)

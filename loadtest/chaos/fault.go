@@ -26,6 +26,8 @@ const (
 	Damage     Kind = "damage"      // a closed segment of a stopped node is changed or cut short
 	DamageLog  Kind = "damage-log"  // a Raft log file of a stopped node is changed or cut short
 	LostDisk   Kind = "lost-disk"   // a node is killed and comes back with an empty disk
+	Join       Kind = "join"        // a node joins with an empty disk, gets its share, is drained and removed
+	Move       Kind = "move"        // all partitions that are written to move to other shards
 	GatewayCut Kind = "gateway-cut" // the gateway loses its uplink
 	GatewayDie Kind = "gateway-kill"
 
@@ -95,7 +97,7 @@ func (f Fault) value() string {
 // judged tells whether writes have to go on within unavailableMax after a fault of this kind.
 func (k Kind) judged() bool {
 	switch k {
-	case Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, FullDisk, Damage, DamageLog, LostDisk, PowerCut:
+	case Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, FullDisk, Damage, DamageLog, LostDisk, Join, Move, PowerCut:
 		return true
 	}
 	return false

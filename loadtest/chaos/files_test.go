@@ -110,8 +110,32 @@ func TestRepaired(t *testing.T) {
 	if err := r.repaired(); err != nil || len(r.damaged) != 0 {
 		t.Error(err, r.damaged)
 	}
-	if !sameAsAny(filepath.Join(dir, "none"), []string{filepath.Join(dir, "none-either")}) {
-		t.Error("what retention has removed everywhere is waited for")
+	r.damaged = []harm{{node: 1, file: "a-0/07.log"}}
+	if err := r.repaired(); err != nil {
+		t.Errorf("what retention has removed everywhere is waited for: %v", err)
+	}
+}
+
+// A partition that has moved has its plain name on one node before it has it on the other.
+func TestRepairedElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	const own, plain = "a-0.00ff.7/00.log", "a-0/00.log"
+	r := &run{cluster: &cluster{}}
+	for _, name := range []string{"one", "two"} {
+		r.cluster.disks = append(r.cluster.disks, disk{dir: filepath.Join(dir, name)})
+	}
+	write(t, dir, "one/data/"+own, []byte("goot"))
+	write(t, dir, "two/data/"+plain, []byte("good"))
+	write(t, dir, "two/data/a-0.00ff-stray/00.log", []byte("goot"))
+	for _, file := range []string{own, plain} {
+		r.damaged = []harm{{node: 1, file: file}}
+		if err := r.repaired(); err == nil {
+			t.Errorf("%s is taken for repaired", file)
+		}
+	}
+	write(t, dir, "one/data/"+own, []byte("good"))
+	if err := r.repaired(); err != nil {
+		t.Error(err)
 	}
 }
 

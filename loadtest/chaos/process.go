@@ -144,6 +144,20 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
+// mayEnd says that the process may end by itself.
+func (p *process) mayEnd() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.wanted = false
+}
+
+// forget says that how the process ended is nobody's business any more.
+func (p *process) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.wanted, p.mu.how = false, nil
+}
+
 // kill ends the process without warning and waits until it is gone.
 func (p *process) kill() {
 	p.signal(syscall.SIGKILL)

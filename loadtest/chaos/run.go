@@ -152,16 +152,19 @@ func (r *run) setUp(ctx context.Context) error {
 	}
 	l := newLauncher(ctx)
 	for i := range r.o.Nodes {
-		name := fmt.Sprintf("core-%d", i+1)
-		d := disk{file: filepath.Join(c.dir, name+".img"), dir: filepath.Join(c.dir, name)}
-		if err := d.mount(ctx); err != nil {
-			return fmt.Errorf("%w: make a disk: %w", ErrUnfit, err)
+		d, err := c.newDisk(ctx, i+1)
+		if err != nil {
+			return err
 		}
 		c.disks = append(c.disks, d)
-		c.nodes = append(c.nodes, c.node(l, i+1))
+		c.nodes = append(c.nodes, c.node(l, i+1, d))
 	}
+	var err error
+	if c.spareDisk, err = c.newDisk(ctx, c.spareMember()); err != nil {
+		return err
+	}
+	c.spare = c.node(l, c.spareMember(), c.spareDisk)
 	if r.o.Gateway {
-		var err error
 		if c.gateway, err = c.edge(l); err != nil {
 			return err
 		}
@@ -476,6 +479,10 @@ func (r *run) on(f Fault, node int) string {
 		return "edge"
 	case Blackout:
 		return "all nodes"
+	case Join:
+		return r.cluster.spare.name
+	case Move:
+		return strings.Join(moved, " and ")
 	case Cut:
 		return fmt.Sprintf("core-%d and core-%d", node, r.cluster.another(node, f.Value))
 	case CutOneWay:
@@ -511,7 +518,11 @@ func (r *run) tearDown(ctx context.Context, failed error) error {
 // keepData copies what is on the nodes' disks out of them, and removes these.
 func (r *run) keepData(ctx context.Context) error {
 	var errs []error
-	for _, d := range r.cluster.disks {
+	disks := slices.Clone(r.cluster.disks)
+	if r.cluster.spareDisk.dir != "" {
+		disks = append(disks, r.cluster.spareDisk)
+	}
+	for _, d := range disks {
 		if _, err := os.Stat(d.data()); err == nil {
 			errs = append(errs, execute(ctx, command{"cp", "-a", "--sparse=always", d.data(), d.dir + "-data"}))
 		}

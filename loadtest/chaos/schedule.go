@@ -18,7 +18,7 @@ const scheduleStream = 0x5c4ed
 
 // kinds are the faults that are possible, in a fixed order.
 func (c Conditions) kinds() []Kind {
-	all := []Kind{Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, Lossy, Narrow, Slow, HalfOpen, FullDisk, Damage, DamageLog, LostDisk}
+	all := []Kind{Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, Lossy, Narrow, Slow, HalfOpen, FullDisk, Damage, DamageLog, LostDisk, Join, Move}
 	if c.Gateway {
 		all = append(all, GatewayCut, GatewayDie)
 	}
@@ -92,6 +92,9 @@ func (f *Fault) overlaps() bool {
 // lyingMax is how long a follower's disk lies: a node that was just restarted is given its leaderships back after about five seconds.
 const lyingMax = 3 * time.Second
 
+// shareMax is how long a node that has joined keeps its share, and how long moves are left alone: they take their own time besides.
+const shareMax = 3 * time.Second
+
 // shape turns what was drawn into values that fit the kind.
 func (f *Fault) shape() {
 	v := f.Value
@@ -106,12 +109,14 @@ func (f *Fault) shape() {
 		f.Value = 20 + v%200
 	case Clock:
 		f.Value = []int{-86400, -3600, -60, -2, 2, 60, 3600, 86400}[v%8]
-	case Blackout, GatewayCut, GatewayDie:
+	case Blackout, GatewayCut, GatewayDie, Join, Move:
 		f.Role = ""
 	}
 	switch f.Kind {
 	case LyingSync:
 		f.For = min(f.For, lyingMax)
+	case Join, Move:
+		f.For = min(f.For, shareMax)
 	case FullDisk:
 		f.For += 2 * time.Second // longer than writes may be refused
 	case Damage, DamageLog, LostDisk, Restart, PowerCut, Blackout:

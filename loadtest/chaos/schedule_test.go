@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -72,7 +73,8 @@ func TestScheduleValues(t *testing.T) {
 		if f.For <= 0 || f.For > 20*time.Second || f.Wait < 500*time.Millisecond || f.Wait > 2*time.Second {
 			t.Errorf("fault %d waits %v and lasts %v", f.Number, f.Wait, f.For)
 		}
-		if needs := f.Kind != Blackout && f.Kind != GatewayCut && f.Kind != GatewayDie; needs != (f.Role != "") {
+		nobody := []Kind{Blackout, GatewayCut, GatewayDie, Join, Move}
+		if slices.Contains(nobody, f.Kind) != (f.Role == "") {
 			t.Errorf("%s comes on %q", f.Kind, f.Role)
 		}
 		if f.Also != nil && f.judged() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -46,7 +47,7 @@ const (
 type steady struct {
 	topic      string
 	partitions int32
-	brokers    map[int32]string // by node id
+	brokers    map[int32]string // by node id; those that are there all the time
 	timeline   *timeline
 	size       int
 
@@ -54,7 +55,33 @@ type steady struct {
 		sync.Mutex
 		writes  []history.Write
 		refused []string // answers that must not be
+		joined  map[int32]string
 	}
+}
+
+// joined says that there is one more node, left that there is none.
+func (s *steady) joined(node int32, address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.joined = map[int32]string{node: address}
+}
+
+func (s *steady) left() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.joined = nil
+}
+
+// nodes are all there are now.
+func (s *steady) nodes() map[int32]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.mu.joined) == 0 {
+		return s.brokers
+	}
+	out := maps.Clone(s.brokers)
+	maps.Copy(out, s.mu.joined)
+	return out
 }
 
 // run writes until until is closed, then brings to its end what is under way, at the latest when ctx ends.
@@ -128,8 +155,8 @@ func (w *steadyWriter) introduce(ctx context.Context) bool {
 
 func (w *steadyWriter) wire(node int32) *wire {
 	c := w.wires[node]
-	if c == nil {
-		c = &wire{address: w.s.brokers[node]}
+	if c == nil || c.address == "" { // or it was named when it had just left
+		c = &wire{address: w.s.nodes()[node]}
 		w.wires[node] = c
 	}
 	return c
@@ -256,13 +283,14 @@ func (s *steady) askLeader(ctx context.Context, partition int32) (leader int32, 
 		from int32
 		told *kmsg.MetadataResponseTopicPartition
 	}
-	answers := make(chan answer, len(s.brokers))
-	for node, address := range s.brokers {
+	nodes := s.nodes()
+	answers := make(chan answer, len(nodes))
+	for node, address := range nodes {
 		go func() { answers <- answer{node, s.askOne(ctx, address, partition)} }()
 	}
 	leader, epoch := int32(-1), int32(-1)
 	from := map[int32]bool{}
-	for range s.brokers {
+	for range nodes {
 		a := <-answers
 		if a.told == nil {
 			continue
@@ -271,7 +299,7 @@ func (s *steady) askLeader(ctx context.Context, partition int32) (leader int32, 
 		if a.told.Leader >= 0 && a.told.LeaderEpoch > epoch {
 			leader, epoch = a.told.Leader, a.told.LeaderEpoch
 		}
-		if len(from) > len(s.brokers)/2 && from[leader] {
+		if len(from) > len(nodes)/2 && from[leader] {
 			return leader, true // whoever is silent need not be waited for
 		}
 	}
