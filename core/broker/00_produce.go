@@ -30,14 +30,15 @@ const (
 	// produceTimeoutMax bounds what a request can hold on to.
 	produceTimeoutMax = 5 * time.Minute
 	// entryBytesMax is how much of one request goes into one entry of a shard's log; what is more becomes further entries.
-	entryBytesMax = 4 << 20
+	entryBytesMax = 1 << 20
 )
 
 // produce is one Produce request on its way.
 type produce struct {
 	b       *Broker
 	ctx     context.Context // of the connection, within Serve
-	flow    shard.Flow      // each connection gets its share of what a shard can take
+	conn    *kafka.Conn
+	flow    shard.Flow // each connection gets its share of what a shard can take
 	req     *kmsg.ProduceRequest
 	version int16
 	image   *meta.Image
@@ -72,7 +73,7 @@ type produceWait struct {
 
 func (b *Broker) handleProduce(ctx context.Context, r *kafka.Request) kafka.Reply {
 	p := &produce{
-		b: b, ctx: ctx, flow: shard.Flow(r.Conn.ID), req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: b.opts.Now().UnixMilli(),
+		b: b, ctx: ctx, conn: r.Conn, flow: shard.Flow(r.Conn.ID), req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: b.opts.Now().UnixMilli(),
 		resp: kmsg.NewPtrProduceResponse(), groups: make(map[meta.ShardID]*shardEntry),
 	}
 	defer func() { b.ctl.Admitted(p.asked) }()
@@ -182,8 +183,12 @@ func (p *produce) propose(e *shardEntry) {
 		return
 	}
 	p.b.metrics.producedBatch.Add(len(e.items))
+	if len(p.waits) > 0 { // a large request is taken in pieces
+		p.conn.Pay(p.ctx)
+	}
 	future := e.group.ProposeFor(p.ctx, p.flow, partition.EncodeAppend(e.items))
 	p.waits = append(p.waits, produceWait{future: future, slots: e.slots})
+	p.conn.Owe(int64(e.bytes))
 	e.items, e.slots, e.bytes = nil, nil, 0
 }
 

@@ -63,6 +63,7 @@ type Server struct {
 	responses responses
 	control   sync.Mutex // held while a large request without records is decoded: its objects may be many times its size
 	nextID    atomic.Uint64
+	pacer     *pacer
 
 	mu struct {
 		sync.Mutex
@@ -94,7 +95,7 @@ func NewServer(o Options) *Server {
 	if o.Authenticated == nil {
 		o.Authenticated = func(*Conn) bool { return true }
 	}
-	s := &Server{opts: o, log: &limitedLog{log: o.Logger}, lanes: newLanes(o.MemoryBytes)}
+	s := &Server{opts: o, log: &limitedLog{log: o.Logger}, lanes: newLanes(o.MemoryBytes), pacer: newPacer()}
 	s.mu.conns = make(map[*Conn]struct{})
 	s.mu.hosts = make(map[string]int)
 	s.metrics = newServerMetrics(s)

@@ -1,0 +1,247 @@
+package kafka
+
+import (
+	"context"
+	"math"
+	"sync"
+	"time"
+)
+
+// A node that does all it can for a few heavy clients is slow for everybody: each step of a small request, on three nodes, waits for a processor or a disk that
+// is busy with theirs. Turns and shares do not change that, only leaving some of the time unused does. So heavy clients are held to a rate while there are light
+// ones that feel them, and the rate follows what the light ones feel: their Produce requests are timed. Whoever is held is not read from, which TCP
+// tells him. Without light clients nobody is held, however busy the node is.
+//
+// A client is what Kafka's quotas mean by it, and its address: all connections of one principal and client id from one host.
+const (
+	// requestCost is what a request costs besides its bytes: what it takes of the processors is what so many produced bytes take.
+	requestCost = 8 << 10
+	// connectionCost is added for the first request of a connection.
+	connectionCost = 32 << 10
+	// answerShare of an answer's bytes count: they go from the file to the socket, while produced ones are copied, compared and written on every replica.
+	answerShare = 8
+	// heavyBytes of cost a second make a client heavy. Who takes less is never held.
+	heavyBytes = 2 << 20
+	// paceTarget is what a light client's Produce may take in a node before heavy ones are held to less, or paceFactor times what it takes without them if that is longer.
+	paceTarget = 10 * time.Millisecond
+	paceFactor = 3
+	// paceBytesMin a second are left to the heavy clients of a node whatever the light ones feel: it may not be their doing.
+	paceBytesMin = 8 << 20
+	// paceSettle separates two steps down: what was under way before the last one tells nothing about it.
+	paceSettle = 100 * time.Millisecond
+	paceBack   = 0.75     // a step down
+	paceGrow   = 1.0 / 64 // growth for each request that was fast enough
+	paceSlack  = 4        // a rate of so many times what is taken holds nobody, and is given up
+	// paceMemory is how long a light client is protected after its last Produce.
+	paceMemory = 2 * time.Second
+	// paceWaitMax bounds what one wait of a held connection may take; very many connections of one client are faster than its rate then.
+	paceWaitMax = 5 * time.Second
+	// quietWeight is that of one request in the average of what requests take without heavy clients.
+	quietWeight = 1.0 / 16
+)
+
+// meter is a rate: what was added within the last second, older things counting less and less.
+type meter struct {
+	sum float64
+	at  time.Time
+}
+
+func (m *meter) rate(now time.Time) float64 {
+	if m.at.IsZero() {
+		return 0
+	}
+	return m.sum * math.Exp(-max(now.Sub(m.at), 0).Seconds())
+}
+
+func (m *meter) add(now time.Time, n float64) { m.sum, m.at = m.rate(now)+n, now }
+
+// clientKey says who is one client.
+type clientKey struct{ principal, id, host string }
+
+// client is what the connections of one client have in common. The lock of the pacer guards it.
+type client struct {
+	key   clientKey
+	conns int
+	use   meter
+	free  time.Time // when its next request may be read
+}
+
+// pacer holds the heavy clients of a server to a rate. It is bounded by the connections.
+type pacer struct {
+	mu      sync.Mutex
+	clients map[clientKey]*client
+	heavy   map[*client]struct{}
+	taken   meter         // by heavy clients
+	rate    float64       // of all heavy clients together, bytes of cost a second; 0: nobody is held
+	changed time.Time     // when it went down last
+	light   time.Time     // when a light client's Produce was answered last
+	quiet   time.Duration // what that takes without heavy clients
+	looked  time.Time     // when light ones were taken off the heavy ones last
+	held    float64       // seconds that connections were made to wait
+}
+
+func newPacer() *pacer {
+	return &pacer{clients: make(map[clientKey]*client), heavy: make(map[*client]struct{})}
+}
+
+// join counts a connection of a client; leave ends that.
+func (p *pacer) join(key clientKey) *client {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.clients[key]
+	if c == nil {
+		c = &client{key: key}
+		p.clients[key] = c
+	}
+	c.conns++
+	return c
+}
+
+// leave forgets a client with its last connection, unless it is heavy: who comes for one request each time is one client too.
+func (p *pacer) leave(c *client, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c.conns--; c.conns == 0 && c.use.rate(now) < heavyBytes {
+		p.forget(c)
+	}
+}
+
+func (p *pacer) forget(c *client) {
+	delete(p.heavy, c)
+	if c.conns == 0 {
+		delete(p.clients, c.key)
+	}
+}
+
+// spend notes what a client took and returns how long it shall wait before it takes more.
+func (p *pacer) spend(now time.Time, c *client, cost int64) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.use.add(now, float64(cost))
+	if c.use.rate(now) < heavyBytes {
+		return 0
+	}
+	p.heavy[c] = struct{}{}
+	p.taken.add(now, float64(cost))
+	if now.Sub(p.looked) > paceMemory { // nobody light has made us look
+		p.forgetLight(now)
+	}
+	if p.rate == 0 || now.Sub(p.light) > paceMemory {
+		p.rate = 0
+		return 0
+	}
+	if c.free.Before(now) {
+		c.free = now
+	}
+	wait := c.free.Sub(now)
+	share := p.rate / float64(len(p.heavy))
+	c.free = earlier(c.free.Add(time.Duration(float64(cost)/share*float64(time.Second))), now.Add(paceWaitMax))
+	p.held += wait.Seconds()
+	return wait
+}
+
+// felt notes what a client's Produce took, and sets the rate by it if the client is light.
+func (p *pacer) felt(now time.Time, c *client, took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c.use.rate(now) >= heavyBytes {
+		return
+	}
+	p.forgetLight(now)
+	if len(p.heavy) == 0 {
+		p.rate = 0
+		p.quiet += time.Duration(float64(took-p.quiet) * quietWeight)
+		return
+	}
+	p.light = now
+	p.adapt(now, took)
+}
+
+// forgetLight takes those off the heavy ones who are not any more.
+func (p *pacer) forgetLight(now time.Time) {
+	p.looked = now
+	for c := range p.heavy {
+		if c.use.rate(now) < heavyBytes {
+			p.forget(c)
+		}
+	}
+}
+
+func (p *pacer) adapt(now time.Time, took time.Duration) {
+	taken := p.taken.rate(now)
+	slow := took > max(paceTarget, paceFactor*p.quiet)
+	switch {
+	case slow && now.Sub(p.changed) >= paceSettle:
+		if p.rate == 0 || p.rate > taken {
+			p.rate = taken
+		}
+		p.rate, p.changed = max(p.rate*paceBack, paceBytesMin), now
+	case slow, p.rate == 0:
+	case p.rate > max(paceSlack*taken, paceBytesMin):
+		p.rate = 0
+	default:
+		p.rate += p.rate * paceGrow
+	}
+}
+
+// now returns the rate, 0 for none, and how long connections have been held since the start.
+func (p *pacer) state() (bytesPerSecond, heldSeconds float64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rate, p.held
+}
+
+// identify finds the client that a request belongs to. Only the connection's reader calls it.
+func (c *Conn) identify(id string) {
+	if c.client != nil && c.client.key.id == id && c.client.key.principal == c.Principal {
+		return
+	}
+	next := c.server.pacer.join(clientKey{principal: c.Principal, id: id, host: c.Host()})
+	c.disown()
+	c.client = next
+}
+
+// disown ends the connection's belonging to a client.
+func (c *Conn) disown() {
+	if c.client != nil {
+		c.server.pacer.leave(c.client, time.Now())
+	}
+}
+
+// charge notes what a request costs. What its records cost is the handler's to say, as it may take them in pieces. The first request of a connection
+// is paid for before it is served: there may be no second.
+func (c *Conn) charge(ctx context.Context, r *Request, size int) {
+	first := c.client == nil
+	c.identify(r.ClientID)
+	cost := int64(requestCost)
+	if r.Key != keyProduce {
+		cost += weight(r.Key, size)
+	}
+	if c.Owe(cost); first {
+		c.Owe(connectionCost)
+		c.Pay(ctx)
+	}
+}
+
+// Owe adds bytes to what this connection has taken. It is paid for with the next Pay.
+func (c *Conn) Owe(bytes int64) { c.owed.Add(bytes) }
+
+// Pay waits, within Serve, while this connection's client takes more than it may beside others. The server does so before each request; a handler does
+// before it goes on with a large one. It returns at once for a client that is not heavy, and when ctx ends.
+func (c *Conn) Pay(ctx context.Context) {
+	owed := c.owed.Swap(0)
+	if c.client == nil || owed == 0 {
+		return
+	}
+	wait := c.server.pacer.spend(time.Now(), c.client, owed)
+	if wait <= 0 {
+		return
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.stopped:
+	case <-ctx.Done():
+	}
+}
