@@ -27,11 +27,16 @@ const (
 	paceFactor = 3
 	// paceBytesMin a second are left to the heavy clients of a node whatever the light ones feel: it may not be their doing.
 	paceBytesMin = 8 << 20
-	// paceSettle separates two steps down: what was under way before the last one tells nothing about it.
-	paceSettle = 100 * time.Millisecond
-	paceBack   = 0.75     // a step down
-	paceGrow   = 1.0 / 64 // growth for each request that was fast enough
-	paceSlack  = 4        // a rate of so many times what is taken holds nobody, and is given up
+	// pacePeriod is how often the rate changes. It goes down when more than slowPart of the light clients' requests within one took too long.
+	pacePeriod = 200 * time.Millisecond
+	slowPart   = 0.1
+	paceBack   = 0.75 // a step down
+	// The rate grows by paceGrow a second, and doubles every second until it has gone down once.
+	paceGrow  = 0.25
+	paceProbe = 1.0
+	// paceBytesFirst is the rate when heavy clients come, so that light ones do not feel their first second, which is all that short loads have.
+	paceBytesFirst = 16 << 20
+	paceSlack      = 4 // a rate of so many times what is taken holds nobody, and is given up
 	// paceMemory is how long a light client is protected after its last Produce.
 	paceMemory = 2 * time.Second
 	// paceWaitMax bounds what one wait of a held connection may take; very many connections of one client are faster than its rate then.
@@ -73,9 +78,12 @@ type pacer struct {
 	heavy   map[*client]struct{}
 	taken   meter         // by heavy clients
 	rate    float64       // of all heavy clients together, bytes of cost a second; 0: nobody is held
-	changed time.Time     // when it went down last
+	grow    float64       // by how much a second
+	changed time.Time     // when the rate was looked at last
 	light   time.Time     // when a light client's Produce was answered last
-	quiet   time.Duration // what that takes without heavy clients
+	total   int           // of those, since changed
+	slow    int           // and those that took too long
+	quiet   time.Duration // what they take without heavy clients
 	looked  time.Time     // when light ones were taken off the heavy ones last
 	held    float64       // seconds that connections were made to wait
 }
@@ -121,15 +129,26 @@ func (p *pacer) spend(now time.Time, c *client, cost int64) time.Duration {
 	if c.use.rate(now) < heavyBytes {
 		return 0
 	}
-	p.heavy[c] = struct{}{}
-	p.taken.add(now, float64(cost))
 	if now.Sub(p.looked) > paceMemory { // nobody light has made us look
 		p.forgetLight(now)
 	}
-	if p.rate == 0 || now.Sub(p.light) > paceMemory {
+	protects := !p.light.IsZero() && now.Sub(p.light) <= paceMemory
+	if len(p.heavy) == 0 && protects {
+		p.rate, p.grow, p.changed = paceBytesFirst, paceProbe, now
+	}
+	p.heavy[c] = struct{}{}
+	p.taken.add(now, float64(cost))
+	if !protects {
 		p.rate = 0
+	}
+	if p.rate == 0 {
 		return 0
 	}
+	return p.turn(now, c, cost)
+}
+
+// turn is how long a heavy client waits. What it took counts against its part of the rate, which the next one pays for.
+func (p *pacer) turn(now time.Time, c *client, cost int64) time.Duration {
 	if c.free.Before(now) {
 		c.free = now
 	}
@@ -148,13 +167,18 @@ func (p *pacer) felt(now time.Time, c *client, took time.Duration) {
 		return
 	}
 	p.forgetLight(now)
+	p.light = now
 	if len(p.heavy) == 0 {
 		p.rate = 0
 		p.quiet += time.Duration(float64(took-p.quiet) * quietWeight)
 		return
 	}
-	p.light = now
-	p.adapt(now, took)
+	if p.total++; took > max(paceTarget, paceFactor*p.quiet) {
+		p.slow++
+	}
+	if now.Sub(p.changed) >= pacePeriod {
+		p.adapt(now)
+	}
 }
 
 // forgetLight takes those off the heavy ones who are not any more.
@@ -167,24 +191,25 @@ func (p *pacer) forgetLight(now time.Time) {
 	}
 }
 
-func (p *pacer) adapt(now time.Time, took time.Duration) {
-	taken := p.taken.rate(now)
-	slow := took > max(paceTarget, paceFactor*p.quiet)
+// adapt changes the rate by what light clients have felt since it changed last.
+func (p *pacer) adapt(now time.Time) {
+	taken, since := p.taken.rate(now), min(now.Sub(p.changed), time.Second)
+	bad := float64(p.slow) > slowPart*float64(p.total)
+	p.changed, p.slow, p.total = now, 0, 0
 	switch {
-	case slow && now.Sub(p.changed) >= paceSettle:
+	case bad:
 		if p.rate == 0 || p.rate > taken {
 			p.rate = taken
 		}
-		p.rate, p.changed = max(p.rate*paceBack, paceBytesMin), now
-	case slow, p.rate == 0:
-	case p.rate > max(paceSlack*taken, paceBytesMin):
+		p.rate, p.grow = max(p.rate*paceBack, paceBytesMin), paceGrow
+	case p.rate > max(paceSlack*taken, paceBytesFirst):
 		p.rate = 0
 	default:
-		p.rate += p.rate * paceGrow
+		p.rate += p.rate * p.grow * since.Seconds()
 	}
 }
 
-// now returns the rate, 0 for none, and how long connections have been held since the start.
+// state returns the rate, 0 for none, and how long connections have been held since the start.
 func (p *pacer) state() (bytesPerSecond, heldSeconds float64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -226,16 +251,19 @@ func (c *Conn) charge(ctx context.Context, r *Request, size int) {
 // Owe adds bytes to what this connection has taken. It is paid for with the next Pay.
 func (c *Conn) Owe(bytes int64) { c.owed.Add(bytes) }
 
-// Pay waits, within Serve, while this connection's client takes more than it may beside others. The server does so before each request; a handler does
-// before it goes on with a large one. It returns at once for a client that is not heavy, and when ctx ends.
-func (c *Conn) Pay(ctx context.Context) {
+// Pay waits, within Serve, while this connection's client takes more than it may beside others, and returns for how long. The server does so before
+// each request; a handler does before it goes on with a large one. It returns at once for a client that is not heavy, and when ctx ends.
+func (c *Conn) Pay(ctx context.Context) (waited time.Duration) {
+	if c.client == nil {
+		return 0
+	}
 	owed := c.owed.Swap(0)
-	if c.client == nil || owed == 0 {
-		return
+	if owed == 0 {
+		return 0
 	}
 	wait := c.server.pacer.spend(time.Now(), c.client, owed)
 	if wait <= 0 {
-		return
+		return 0
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
@@ -244,4 +272,5 @@ func (c *Conn) Pay(ctx context.Context) {
 	case <-c.stopped:
 	case <-ctx.Done():
 	}
+	return wait
 }
