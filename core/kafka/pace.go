@@ -71,7 +71,7 @@ type client struct {
 	free  time.Time // when its next request may be read
 }
 
-// pacer holds the heavy clients of a server to a rate. It is bounded by the connections.
+// pacer holds the heavy clients of a server to a rate. It knows those that have connections, and those that had some in the last seconds.
 type pacer struct {
 	mu      sync.Mutex
 	clients map[clientKey]*client
@@ -85,6 +85,7 @@ type pacer struct {
 	slow    int           // and those that took too long
 	quiet   time.Duration // what they take without heavy clients
 	looked  time.Time     // when light ones were taken off the heavy ones last
+	swept   time.Time     // when clients that are gone were forgotten last
 	held    float64       // seconds that connections were made to wait
 }
 
@@ -93,9 +94,12 @@ func newPacer() *pacer {
 }
 
 // join counts a connection of a client; leave ends that.
-func (p *pacer) join(key clientKey) *client {
+func (p *pacer) join(key clientKey, now time.Time) *client {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if now.Sub(p.swept) > paceMemory {
+		p.sweep(now)
+	}
 	c := p.clients[key]
 	if c == nil {
 		c = &client{key: key}
@@ -105,19 +109,20 @@ func (p *pacer) join(key clientKey) *client {
 	return c
 }
 
-// leave forgets a client with its last connection, unless it is heavy: who comes for one request each time is one client too.
-func (p *pacer) leave(c *client, now time.Time) {
+// leave keeps the client for a while: who comes anew for each request is one client all the time.
+func (p *pacer) leave(c *client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c.conns--; c.conns == 0 && c.use.rate(now) < heavyBytes {
-		p.forget(c)
-	}
+	c.conns--
 }
 
-func (p *pacer) forget(c *client) {
-	delete(p.heavy, c)
-	if c.conns == 0 {
-		delete(p.clients, c.key)
+// sweep forgets clients that are gone and have taken nothing for some seconds.
+func (p *pacer) sweep(now time.Time) {
+	p.swept = now
+	for key, c := range p.clients {
+		if c.conns == 0 && c.use.rate(now) < requestCost {
+			delete(p.clients, key)
+		}
 	}
 }
 
@@ -186,7 +191,7 @@ func (p *pacer) forgetLight(now time.Time) {
 	p.looked = now
 	for c := range p.heavy {
 		if c.use.rate(now) < heavyBytes {
-			p.forget(c)
+			delete(p.heavy, c)
 		}
 	}
 }
@@ -221,7 +226,7 @@ func (c *Conn) identify(id string) {
 	if c.client != nil && c.client.key.id == id && c.client.key.principal == c.Principal {
 		return
 	}
-	next := c.server.pacer.join(clientKey{principal: c.Principal, id: id, host: c.Host()})
+	next := c.server.pacer.join(clientKey{principal: c.Principal, id: id, host: c.Host()}, time.Now())
 	c.disown()
 	c.client = next
 }
@@ -229,7 +234,7 @@ func (c *Conn) identify(id string) {
 // disown ends the connection's belonging to a client.
 func (c *Conn) disown() {
 	if c.client != nil {
-		c.server.pacer.leave(c.client, time.Now())
+		c.server.pacer.leave(c.client)
 	}
 }
 
