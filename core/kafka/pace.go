@@ -25,8 +25,10 @@ const (
 	// paceTarget is what a light client's Produce may take in a node before heavy ones are held to less, or paceFactor times what it takes without them if that is longer.
 	paceTarget = 10 * time.Millisecond
 	paceFactor = 3
-	// paceBytesMin a second are left to the heavy clients of a node whatever the light ones feel: it may not be their doing.
+	// paceBytesMin a second are left to the heavy clients of a node whatever the light ones feel: it may not be their doing. When that is all they have had
+	// for paceDoubt, what light ones still feel is what they feel without them: a slow disk, or a busy machine.
 	paceBytesMin = 8 << 20
+	paceDoubt    = 3 * time.Second
 	// pacePeriod is how often the rate changes. It goes down when more than slowPart of the light clients' requests within one took too long.
 	pacePeriod = 200 * time.Millisecond
 	slowPart   = 0.1
@@ -80,6 +82,7 @@ type pacer struct {
 	rate    float64       // of all heavy clients together, bytes of cost a second; 0: nobody is held
 	grow    float64       // by how much a second
 	changed time.Time     // when the rate was looked at last
+	floor   time.Time     // since when it has been paceBytesMin; zero when it is not
 	light   time.Time     // when a light client's Produce was answered last
 	total   int           // of those, since changed
 	slow    int           // and those that took too long
@@ -174,9 +177,12 @@ func (p *pacer) felt(now time.Time, c *client, took time.Duration) {
 	p.forgetLight(now)
 	p.light = now
 	if len(p.heavy) == 0 {
-		p.rate = 0
-		p.quiet += time.Duration(float64(took-p.quiet) * quietWeight)
+		p.rate, p.floor = 0, time.Time{}
+		p.learn(took)
 		return
+	}
+	if !p.floor.IsZero() && now.Sub(p.floor) > paceDoubt {
+		p.learn(took)
 	}
 	if p.total++; took > max(paceTarget, paceFactor*p.quiet) {
 		p.slow++
@@ -184,6 +190,11 @@ func (p *pacer) felt(now time.Time, c *client, took time.Duration) {
 	if now.Sub(p.changed) >= pacePeriod {
 		p.adapt(now)
 	}
+}
+
+// learn notes what a light client's Produce took that no heavy client is to blame for.
+func (p *pacer) learn(took time.Duration) {
+	p.quiet += time.Duration(float64(took-p.quiet) * quietWeight)
 }
 
 // forgetLight takes those off the heavy ones who are not any more.
@@ -207,10 +218,13 @@ func (p *pacer) adapt(now time.Time) {
 			p.rate = taken
 		}
 		p.rate, p.grow = max(p.rate*paceBack, paceBytesMin), paceGrow
+		if p.rate == paceBytesMin && p.floor.IsZero() {
+			p.floor = now
+		}
 	case p.rate > max(paceSlack*taken, paceBytesFirst):
 		p.rate = 0
 	default:
-		p.rate += p.rate * p.grow * since.Seconds()
+		p.rate, p.floor = p.rate+p.rate*p.grow*since.Seconds(), time.Time{}
 	}
 }
 

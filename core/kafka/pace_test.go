@@ -130,15 +130,44 @@ func TestPaceNeedsSomebodyToProtect(t *testing.T) {
 	}
 }
 
-// TestPaceLeavesSomething checks that a node which is slow for other reasons still serves its heavy clients.
+// TestPaceLeavesSomething checks that heavy clients are still served when light ones go on feeling them.
 func TestPaceLeavesSomething(t *testing.T) {
-	m := newPaceModel(func(*paceModel) time.Duration { return time.Second })
-	flood := m.add(1<<30, 64<<10)
+	m := newPaceModel(fastUpTo(paceBytesMin / 2))
 	m.run(5*time.Second, true)
+	flood := m.add(1<<30, 64<<10)
+	m.run(2*time.Second, true)
 	flood.took = 0
-	m.run(20*time.Second, true)
-	if rate := float64(flood.took) / 20; rate < 0.9*paceBytesMin || rate > 1.1*paceBytesMin {
+	m.run(paceDoubt/2, true)
+	if rate := float64(flood.took) / (paceDoubt / 2).Seconds(); rate < 0.9*paceBytesMin || rate > 1.1*paceBytesMin {
 		t.Errorf("the flood takes %.1f MiB/s, want %d", rate/(1<<20), paceBytesMin>>20)
+	}
+}
+
+// TestPaceBlamesNobodyForASlowNode checks that heavy clients are let go when holding them has not helped, and that this does not stay so.
+func TestPaceBlamesNobodyForASlowNode(t *testing.T) {
+	slow := true
+	m := newPaceModel(func(m *paceModel) time.Duration {
+		if slow {
+			return 100 * time.Millisecond
+		}
+		return fastUpTo(20 << 20)(m)
+	})
+	flood := m.add(1<<30, 256<<10)
+	m.run(30*time.Second, true)
+	flood.took = 0
+	m.run(30*time.Second, true)
+	if rate := float64(flood.took) / 30; rate < 10*paceBytesMin {
+		t.Errorf("the flood is held to %.1f MiB/s, though light requests take as long without it", rate/(1<<20))
+	}
+	slow = false
+	flood.wants = 1 // for a while it wants nothing
+	m.run(20*time.Second, true)
+	flood.wants, flood.next = 1<<30, m.now
+	m.run(10*time.Second, true)
+	m.slow, m.sent = 0, 0
+	m.run(30*time.Second, true)
+	if float64(m.slow) > 0.15*float64(m.sent) {
+		t.Errorf("%d of %d light requests were slow once the node was quick again", m.slow, m.sent)
 	}
 }
 
