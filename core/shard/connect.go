@@ -64,10 +64,13 @@ func (n *Node) judge(p preface) (*Group, Handler, byte) {
 	if p.kind == KindJoin && p.cluster != "" && p.cluster != cluster {
 		return nil, nil, answerCluster
 	}
-	if p.kind == kindRaft {
+	if p.kind == kindRaft || p.kind == kindBeats && !n.o.early {
 		from, ok := parseServer(p.from)
 		if p.to != n.o.Self.String() || !ok || from.Incarnation == "" {
 			return nil, nil, answerTarget
+		}
+		if p.kind == kindBeats {
+			return nil, func(ctx context.Context, _ meta.NodeID, c net.Conn) { n.serveBeats(ctx, p.from, c) }, answerWelcome
 		}
 		g, ok := n.Group(p.shard)
 		if !ok {
@@ -107,6 +110,11 @@ func (n *Node) DialAddr(ctx context.Context, addr, kind string) (net.Conn, error
 }
 
 func (n *Node) dialRaft(ctx context.Context, shard meta.ShardID, to raft.ServerAddress) (net.Conn, error) {
+	return n.dialServer(ctx, preface{shard: shard, kind: kindRaft}, to)
+}
+
+// dialServer connects to one incarnation of a node.
+func (n *Node) dialServer(ctx context.Context, p preface, to raft.ServerAddress) (net.Conn, error) {
 	server, ok := parseServer(string(to))
 	if !ok {
 		return nil, fmt.Errorf("dial server %q: not a server's id", to)
@@ -115,7 +123,8 @@ func (n *Node) dialRaft(ctx context.Context, shard meta.ShardID, to raft.ServerA
 	if !ok {
 		return nil, fmt.Errorf("dial server %q: its address is not known", to)
 	}
-	return n.dial(ctx, addr, preface{shard: shard, kind: kindRaft, cluster: n.o.ClusterID(), to: string(to)})
+	p.cluster, p.to = n.o.ClusterID(), string(to)
+	return n.dial(ctx, addr, p)
 }
 
 func (n *Node) dial(ctx context.Context, addr string, p preface) (net.Conn, error) {

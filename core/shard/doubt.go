@@ -204,8 +204,11 @@ func (g *Group) bootFile() string { return g.node.dir(g.id) + bootSuffix }
 // keepBoot writes down that the replica has no doubt in this boot of the machine. Earlier would be wrong: a process that is killed
 // in doubt is started in doubt.
 func (g *Group) keepBoot() {
+	if g.doubt.kept || !g.doubt.over.Load() || g.log.Info().Term == 0 {
+		return
+	}
 	boot := vfs.Boot(g.node.o.FS)
-	if g.doubt.kept || boot == "" || !g.doubt.over.Load() || g.log.Info().Term == 0 {
+	if boot == "" {
 		return
 	}
 	err := vfs.WriteFile(g.node.o.FS, g.bootFile(), []byte(boot+"\n"))

@@ -13,9 +13,10 @@ const (
 	// one batch of at most 10 MiB, with room.
 	MaxEntryBytes = 16 << 20
 
-	// leasePart of the heartbeat timeout is the leader's lease: 400 ms of 500. It is more than twice what lies between two heartbeats of
-	// an idle group. Nothing that is answered relies on it.
-	leasePart = 0.8
+	// leaseBeats is the leader's lease in intervals of the heartbeats of idle groups: 399 ms of a heartbeat timeout of 500. The library looks when the
+	// lease after an answer has passed, which is then, within a millisecond, when the next answers come and the process is awake.
+	// Nothing that is answered relies on it.
+	leaseBeats = 3
 	// maxAppendEntries is the number of entries of one AppendEntries and of one group commit.
 	maxAppendEntries = 128
 	// maxAppendBytes cuts a request before it is sent: 128 entries of 16 MiB would be 2 GiB.
@@ -66,12 +67,16 @@ const (
 	// behind; after that it gets the checkpoint.
 	trailingFactor = 4
 
-	// quietAfter without a new entry a group counts as idle, and its leader sends heartbeats together with the other idle groups', every
-	// quietPart of the heartbeat timeout: 150 ms of 500. A follower misses two at least before it stands for election.
+	// quietAfter without a new entry a group counts as idle, and its leader sends heartbeats together with the other idle groups', at each
+	// moment of its node.
 	quietAfter = 5 * time.Second
-	quietPart  = 0.3
+	// Moment lies between two of those, where the heartbeat timeout is DefaultHeartbeat; with another one it is the same part of that. A follower
+	// misses three heartbeats at least before it stands for election. What else is done regularly in a node is done at whole multiples of it.
+	Moment = 133 * time.Millisecond
 	// repeatAfter a leader says again what a follower has been told already.
 	repeatAfter = time.Second
+	// restMost times in a row it does so without the library, which sees only then that the follower has refused it.
+	restMost = 4
 
 	// commitTimeout is how long a follower may not know what is committed once a shard falls idle.
 	// What it costs an idle group is a look, no message: see quiet.go.
@@ -80,3 +85,8 @@ const (
 	// node has applied them.
 	metadataCommitTimeout = 40 * time.Millisecond
 )
+
+// momentFor is Moment for another heartbeat timeout.
+func momentFor(heartbeat time.Duration) time.Duration {
+	return heartbeat / time.Millisecond * Moment / (DefaultHeartbeat / time.Millisecond)
+}

@@ -11,7 +11,10 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/raft"
 
 	"sluice/core/meta"
 	"sluice/core/raftlog"
@@ -31,6 +34,8 @@ type Node struct {
 	strangers strangers
 	spare     spare
 	moments   moments
+	links     links
+	lives     atomic.Uint64 // of replicas that were started
 
 	mu struct {
 		sync.Mutex
@@ -64,7 +69,7 @@ func NewNode(o Options) (*Node, error) {
 		o.quietAfter = quietAfter
 	}
 	if o.quietBeat == 0 {
-		o.quietBeat = time.Duration(float64(o.Heartbeat) * quietPart)
+		o.quietBeat = momentFor(o.Heartbeat)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -74,7 +79,8 @@ func NewNode(o Options) (*Node, error) {
 	}
 	n := &Node{o: o, started: time.Now(), log: o.Logger}
 	n.spare.init()
-	n.moments.every = o.quietBeat
+	n.moments.every, n.moments.send = o.quietBeat, n.links.send
+	n.links.n, n.links.to = n, map[raft.ServerAddress]*link{}
 	if err := n.sweep(); err != nil {
 		return nil, err
 	}
@@ -317,6 +323,17 @@ func (n *Node) track(c net.Conn) bool {
 	}
 	n.mu.conns[c] = struct{}{}
 	n.wg.Add(1)
+	return true
+}
+
+// spawn runs fn on a goroutine that the node waits for when it ends. It returns false when the node has ended.
+func (n *Node) spawn(fn func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ctx.Err() != nil {
+		return false
+	}
+	n.wg.Go(fn)
 	return true
 }
 

@@ -47,29 +47,44 @@ func (g *Group) pace(now time.Time) {
 // rest keeps the library's goroutine that sends to a follower while there is nothing to send: otherwise it looks every 150 to 300 ms, at
 // times of its own, and wakes the process for it. It rests only when the follower has been told that everything is committed that there is,
 // and until there is a new entry, a heartbeat has failed, the group is not idle any more or the replica ends, none of which the library's
-// goroutine would need to hear of sooner. It returns true when it is time to tell the follower the same again.
-func (p *pipeline) rest(a *raft.AppendEntriesRequest, now time.Time) bool {
+// goroutine would need to hear of sooner. Meanwhile the follower is told the same again about once a second, by all groups at the same
+// moment; when that has been done restMost times the library looks by itself.
+func (p *pipeline) rest(a *raft.AppendEntriesRequest) error {
+	for range restMost {
+		if !p.sleeps() {
+			return nil
+		}
+		if !p.t.sendsTo(p.to, a.Term) {
+			return nil
+		}
+		again := *a // the one before belongs to who waits for its answer
+		p.at = time.Now()
+		if _, err := p.AppendPipeline.AppendEntries(&again, new(raft.AppendEntriesResponse)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sleeps waits until it is time to say the same again. It returns false when there is something else to do, or may be.
+func (p *pipeline) sleeps() bool {
 	g := p.t.g
 	news := g.news.wait() // before looking: what happens after this look ends the rest
 	last, err := g.log.LastIndex()
 	if !g.beats.quiet.Load() || err != nil || last != p.told.last || p.told.commit != last || p.t.g.peers.lostSince(p.to, p.at) {
 		return false
 	}
-	again := p.at.Add(repeatAfter)
-	t := time.NewTimer(again.Sub(now) + untilEvenAt(again, g.node.moments.every))
+	every := g.node.moments.every
+	t := time.NewTimer(UntilEven((repeatAfter + every - 1) / every * every))
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
 	case <-news:
-		return false
 	case <-p.t.stream.done:
-		return false
 	case <-g.ctx.Done():
-		return false
 	}
-	term, leads := g.leads()
-	p.at = time.Now()
-	return leads && term == a.Term
+	return false
 }
 
 // news wakes those that wait for something to send.
@@ -99,6 +114,7 @@ func (n *news) tell() {
 // moments are those at which the idle groups of a node send their heartbeats: whole multiples of an interval, with one timer for all groups.
 type moments struct {
 	every time.Duration
+	send  func(turn uint64) // what goes together; nil in tests
 	mu    struct {
 		sync.Mutex
 		turn uint64        // of the next moment
@@ -120,9 +136,13 @@ func (m *moments) wait() (next <-chan struct{}, turn uint64) {
 
 func (m *moments) come() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	close(m.mu.next)
 	m.mu.next = nil
+	turn := m.mu.turn
+	m.mu.Unlock()
+	if m.send != nil {
+		m.send(turn)
+	}
 }
 
 // beats has the heartbeats of idle groups sent at the same moments: to all followers, by all groups
@@ -138,19 +158,26 @@ type beats struct {
 	}
 }
 
-// wait returns at the next moment for heartbeats, at once when one is wanted, or when ctx ends. It returns true to the first of a group's
-// heartbeats that is sent at a moment.
-func (b *beats) wait(ctx context.Context, m *moments) (first bool) {
+// wanted returns a channel that is closed when a heartbeat is wanted at once; asked is true when one is now.
+func (b *beats) wanted() (now <-chan struct{}, asked bool) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.mu.asked > 0 {
-		b.mu.Unlock()
-		return false
+		return nil, true
 	}
 	if b.mu.now == nil {
 		b.mu.now = make(chan struct{})
 	}
-	now := b.mu.now
-	b.mu.Unlock()
+	return b.mu.now, false
+}
+
+// wait returns at the next moment for heartbeats, at once when one is wanted, or when ctx ends. It returns true to the first of a group's
+// heartbeats that is sent at a moment.
+func (b *beats) wait(ctx context.Context, m *moments) (first bool) {
+	now, asked := b.wanted()
+	if asked {
+		return false
+	}
 	moment, turn := m.wait()
 	select {
 	case <-moment:
@@ -198,8 +225,6 @@ func (i *idle) look(leads bool, last uint64, now time.Time) time.Duration {
 
 // UntilEven is the time until the next whole multiple of d: what looks regularly does so at the
 // same moments in all groups of a process, and wakes it once for all of them.
-func UntilEven(d time.Duration) time.Duration { return untilEvenAt(time.Now(), d) }
-
-func untilEvenAt(t time.Time, d time.Duration) time.Duration {
-	return d - time.Duration(t.UnixNano()%int64(d))
+func UntilEven(d time.Duration) time.Duration {
+	return d - time.Duration(time.Now().UnixNano()%int64(d))
 }

@@ -32,7 +32,7 @@ func (g *Group) config() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(g.node.o.Self)
 	c.HeartbeatTimeout, c.ElectionTimeout = g.heartbeat, g.heartbeat
-	c.LeaderLeaseTimeout = time.Duration(float64(g.heartbeat) * leasePart)
+	c.LeaderLeaseTimeout = leaseBeats * momentFor(g.heartbeat)
 	c.CommitTimeout = commitTimeout
 	if g.id == meta.MetadataShard {
 		c.CommitTimeout = metadataCommitTimeout
@@ -130,6 +130,15 @@ func (r *replica) wantBeats() {
 		return
 	}
 	r.nudge()
+}
+
+// postpone has a follower that has just heard its leader wait from now on. The library's timer runs for 500 to 1,000 ms from when it ran out
+// the last time, and wakes the process for each group at a time of its own; and a leader that dies was missed when it ran out for the
+// second time. What has heard nothing for too long meanwhile stands for election, as it would have.
+func (r *replica) postpone() {
+	if r.raft.State() == raft.Follower {
+		r.nudge()
+	}
 }
 
 // nudge has the library look at its timers.

@@ -112,6 +112,7 @@ type Options struct {
 	Logger *slog.Logger
 
 	quietAfter, quietBeat, doubtFor time.Duration // other than usual in tests alone: see limits
+	early                           bool          // in tests: as a release that does not know connections of kind `beats`
 }
 
 // Handler serves a connection of a further kind. The connection is closed when it returns or when

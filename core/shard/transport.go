@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -26,6 +27,8 @@ type transport struct {
 	quick  *raft.NetworkTransport
 	g      *Group
 	stream *stream
+	life   uint64                         // another one each time a replica is started in this process
+	beat   atomic.Pointer[func(raft.RPC)] // the library's, with what SetHeartbeatHandler adds
 
 	ready    chan struct{} // the group knows its replica
 	out      chan raft.RPC // to Raft
@@ -50,7 +53,7 @@ func newTransport(g *Group) *transport {
 	t := &transport{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(bulk),
 		quick:            raft.NewNetworkTransportWithConfig(quick),
-		g:                g, stream: s,
+		g:                g, stream: s, life: g.node.lives.Add(1),
 		ready:    make(chan struct{}),
 		out:      make(chan raft.RPC),
 		installs: make(chan install),
@@ -87,8 +90,10 @@ func isHeartbeat(a *raft.AppendEntriesRequest) bool {
 // AppendEntries implements raft.Transport.
 func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	beat := isHeartbeat(a)
-	if beat && t.g.beats.quiet.Load() && t.g.beats.wait(t.g.ctx, &t.g.node.moments) {
-		t.g.cur.Load().wantBeats()
+	if beat && t.g.beats.quiet.Load() {
+		if done, err := t.together(id, to, a, resp); done {
+			return err
+		}
 	}
 	if err := t.mayLead(); err != nil {
 		return err
@@ -178,12 +183,7 @@ func (p *pipeline) AppendEntries(a *raft.AppendEntriesRequest, resp *raft.Append
 		return nil, err
 	}
 	if now := time.Now(); p.repeats(a, now) {
-		if !p.rest(a, now) {
-			return nil, nil
-		}
-		if err := p.t.mayLead(); err != nil {
-			return nil, err
-		}
+		return nil, p.rest(a)
 	}
 	return p.AppendPipeline.AppendEntries(a, resp)
 }
@@ -231,7 +231,7 @@ const (
 
 // SetHeartbeatHandler implements raft.Transport.
 func (t *transport) SetHeartbeatHandler(fn func(raft.RPC)) {
-	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
+	handle := func(rpc raft.RPC) {
 		answer := make(chan raft.RPCResponse, 1)
 		fn(raft.RPC{Command: rpc.Command, RespChan: answer})
 		select {
@@ -243,8 +243,13 @@ func (t *transport) SetHeartbeatHandler(fn func(raft.RPC)) {
 		default: // the library ignores heartbeats while it shuts down
 			rpc.Respond(&raft.AppendEntriesResponse{}, errStopping)
 		}
-	})
+	}
+	t.beat.Store(&handle)
+	t.NetworkTransport.SetHeartbeatHandler(handle)
 }
+
+// heartbeat gives a heartbeat to the library, and answers it.
+func (t *transport) heartbeat(rpc raft.RPC) { (*t.beat.Load())(rpc) }
 
 func (t *transport) mark() string {
 	if t.g.sm.Complete() {

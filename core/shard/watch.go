@@ -13,7 +13,8 @@ import (
 
 // watchInterval is how often the watcher looks without being told: for what nobody tells (missing
 // data that has come) and as a net below the library's observations, which may be dropped.
-const watchInterval = 250 * time.Millisecond
+// At whole multiples of Moment an idle process is awake anyway.
+const watchInterval = 2 * Moment
 
 // view is what a group tells others about itself.
 type view struct {
