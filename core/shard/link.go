@@ -270,20 +270,32 @@ func (l *link) run() {
 	if err == nil && !l.n.track(conn) {
 		err = net.ErrClosed
 	}
-	l.mu.Lock()
-	l.mu.dialing = false
 	if err != nil {
-		l.mu.retry = time.Now().Add(linkRetry)
-		if errors.Is(err, ErrRefused) {
-			l.mu.retry = time.Now().Add(linkRefusedRetry)
-		}
-		l.mu.Unlock()
+		l.retry(err)
 		return
 	}
-	l.mu.conn, l.mu.sent, l.mu.lives = conn, map[callKey]*call{}, map[meta.ShardID]uint64{}
-	l.mu.Unlock()
 	defer l.n.wg.Done()
 	defer l.n.untrack(conn)
+	l.use(conn)
+}
+
+// retry has the next connection tried later.
+func (l *link) retry(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.dialing = false
+	l.mu.retry = time.Now().Add(linkRetry)
+	if errors.Is(err, ErrRefused) {
+		l.mu.retry = time.Now().Add(linkRefusedRetry)
+	}
+}
+
+// use takes answers from a new connection until it ends.
+func (l *link) use(conn net.Conn) {
+	l.mu.Lock()
+	l.mu.dialing = false
+	l.mu.conn, l.mu.sent, l.mu.lives = conn, map[callKey]*call{}, map[meta.ShardID]uint64{}
+	l.mu.Unlock()
 	r := bufio.NewReader(conn)
 	for {
 		round, all, err := readAnswers(r)
