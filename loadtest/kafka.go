@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -224,6 +225,9 @@ func (c Consume) unread(ctx context.Context, client *kgo.Client) (unread, error)
 	if c.Group != "" {
 		err = patiently(ctx, "committed offsets of "+c.Group, func() (err error) {
 			committed, err = kadm.NewClient(client).FetchOffsetsForTopics(ctx, c.Group, c.Topic)
+			if errors.Is(err, kerr.GroupIDNotFound) {
+				return nil // the client has not joined yet, and nobody has before: nothing is committed
+			}
 			return err
 		})
 		if err != nil {
