@@ -22,9 +22,10 @@ const (
 	answerShare = 8
 	// heavyBytes of cost a second make a client heavy. Who takes less is never held.
 	heavyBytes = 2 << 20
-	// paceTarget is what a light client's Produce may take in a node before heavy ones are held to less, or paceFactor times what it takes without them if that is longer.
-	paceTarget = 10 * time.Millisecond
-	paceFactor = 3
+	// lightLatencyDefault is what a light client's Produce may take in a node before heavy ones are held to less, or paceFactor times what it takes without
+	// them if that is longer.
+	lightLatencyDefault = 10 * time.Millisecond
+	paceFactor          = 3
 	// paceBytesMin a second are left to the heavy clients of a node whatever the light ones feel: it may not be their doing. When that is all they have had
 	// for paceDoubt, what light ones still feel is what they feel without them: a slow disk, or a busy machine.
 	paceBytesMin = 8 << 20
@@ -75,6 +76,8 @@ type client struct {
 
 // pacer holds the heavy clients of a server to a rate. It knows those that have connections, and those that had some in the last seconds.
 type pacer struct {
+	target time.Duration // see Options.LightLatency
+
 	mu      sync.Mutex
 	clients map[clientKey]*client
 	heavy   map[*client]struct{}
@@ -92,8 +95,8 @@ type pacer struct {
 	held    float64       // seconds that connections were made to wait
 }
 
-func newPacer() *pacer {
-	return &pacer{clients: make(map[clientKey]*client), heavy: make(map[*client]struct{})}
+func newPacer(target time.Duration) *pacer {
+	return &pacer{target: target, clients: make(map[clientKey]*client), heavy: make(map[*client]struct{})}
 }
 
 // join counts a connection of a client; leave ends that.
@@ -171,7 +174,7 @@ func (p *pacer) turn(now time.Time, c *client, cost int64) time.Duration {
 func (p *pacer) felt(now time.Time, c *client, took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c.use.rate(now) >= heavyBytes {
+	if p.target < 0 || c.use.rate(now) >= heavyBytes {
 		return
 	}
 	p.forgetLight(now)
@@ -184,7 +187,7 @@ func (p *pacer) felt(now time.Time, c *client, took time.Duration) {
 	if !p.floor.IsZero() && now.Sub(p.floor) > paceDoubt {
 		p.learn(took)
 	}
-	if p.total++; took > max(paceTarget, paceFactor*p.quiet) {
+	if p.total++; took > max(p.target, paceFactor*p.quiet) {
 		p.slow++
 	}
 	if now.Sub(p.changed) >= pacePeriod {

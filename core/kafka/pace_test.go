@@ -20,7 +20,7 @@ type paceModel struct {
 	light *client
 	feels func(m *paceModel) time.Duration // what a light Produce takes now
 	load  meter                            // of all heavy clients
-	slow  int                              // light requests over paceTarget
+	slow  int                              // light requests over lightLatencyDefault
 	sent  int
 }
 
@@ -34,7 +34,7 @@ type heavyModel struct {
 }
 
 func newPaceModel(feels func(*paceModel) time.Duration) *paceModel {
-	m := &paceModel{p: newPacer(), now: time.Unix(1e9, 0), feels: feels}
+	m := &paceModel{p: newPacer(lightLatencyDefault), now: time.Unix(1e9, 0), feels: feels}
 	m.light = m.p.join(clientKey{id: "light"}, m.now)
 	return m
 }
@@ -65,7 +65,7 @@ func (m *paceModel) run(d time.Duration, light bool) {
 
 func (m *paceModel) ask() {
 	took := m.feels(m)
-	if m.sent++; took > paceTarget {
+	if m.sent++; took > lightLatencyDefault {
 		m.slow++
 	}
 	if wait := m.p.spend(m.now, m.light, requestCost); wait > 0 {
@@ -110,6 +110,12 @@ func TestPaceNeedsSomebodyToProtect(t *testing.T) {
 	flood := alone.add(1<<30, 1<<20)
 	if alone.run(10*time.Second, false); flood.held > 0 {
 		t.Errorf("a flood that disturbs nobody was held for %v", flood.held)
+	}
+	off := newPaceModel(fastUpTo(20 << 20))
+	off.p.target = -1
+	flood = off.add(1<<30, 1<<20)
+	if off.run(10*time.Second, true); flood.held > 0 {
+		t.Errorf("a flood was held for %v, though nobody shall be", flood.held)
 	}
 	quick := newPaceModel(func(*paceModel) time.Duration { return time.Millisecond })
 	quick.run(time.Second, true)
@@ -197,7 +203,7 @@ func TestPaceSharesAmongHeavy(t *testing.T) {
 
 // TestPaceForgets checks that nothing is kept of clients that are gone, and that one which comes anew for each request is one client all the while.
 func TestPaceForgets(t *testing.T) {
-	p, now := newPacer(), time.Unix(1e9, 0)
+	p, now := newPacer(lightLatencyDefault), time.Unix(1e9, 0)
 	key := clientKey{id: "churn"}
 	for range 100 {
 		c := p.join(key, now)

@@ -38,6 +38,8 @@ type Options struct {
 	MemoryBytes int64
 	// UnsentBytes is what the kernel may hold of a connection's answers beyond what its reader has room for.
 	UnsentBytes int
+	// LightLatency is what a light client's Produce may take in this node before heavy clients are held to a rate (see pacer); negative: they never are.
+	LightLatency time.Duration
 	// IdleTimeout closes a connection on which nothing was asked and nothing is answered for so long.
 	IdleTimeout time.Duration
 	// Grace is how long a stop waits for replies.
@@ -86,6 +88,9 @@ func NewServer(o Options) *Server {
 	if o.UnsentBytes <= 0 {
 		o.UnsentBytes = unsentBytesDefault
 	}
+	if o.LightLatency == 0 {
+		o.LightLatency = lightLatencyDefault
+	}
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = idleTimeoutDefault
 	}
@@ -95,7 +100,7 @@ func NewServer(o Options) *Server {
 	if o.Authenticated == nil {
 		o.Authenticated = func(*Conn) bool { return true }
 	}
-	s := &Server{opts: o, log: &limitedLog{log: o.Logger}, lanes: newLanes(o.MemoryBytes), pacer: newPacer()}
+	s := &Server{opts: o, log: &limitedLog{log: o.Logger}, lanes: newLanes(o.MemoryBytes), pacer: newPacer(o.LightLatency)}
 	s.mu.conns = make(map[*Conn]struct{})
 	s.mu.hosts = make(map[string]int)
 	s.metrics = newServerMetrics(s)
