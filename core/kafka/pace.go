@@ -72,6 +72,7 @@ type client struct {
 	conns int
 	use   meter
 	free  time.Time // when its next request may be read
+	asked time.Time // when its last Produce was answered while it was light
 }
 
 // pacer holds the heavy clients of a server to a rate. It knows those that have connections, and those that had some in the last seconds.
@@ -81,22 +82,22 @@ type pacer struct {
 	mu      sync.Mutex
 	clients map[clientKey]*client
 	heavy   map[*client]struct{}
-	taken   meter         // by heavy clients
-	rate    float64       // of all heavy clients together, bytes of cost a second; 0: nobody is held
-	grow    float64       // by how much a second
-	changed time.Time     // when the rate was looked at last
-	floor   time.Time     // since when it has been paceBytesMin; zero when it is not
-	light   time.Time     // when a light client's Produce was answered last
-	total   int           // of those, since changed
-	slow    int           // and those that took too long
-	quiet   time.Duration // what they take without heavy clients
-	looked  time.Time     // when light ones were taken off the heavy ones last
-	swept   time.Time     // when clients that are gone were forgotten last
-	held    float64       // seconds that connections were made to wait
+	light   map[*client]struct{} // those that produced within the last paceMemory, and some that did before
+	taken   meter                // by heavy clients
+	rate    float64              // of all heavy clients together, bytes of cost a second; 0: nobody is held
+	grow    float64              // by how much a second
+	changed time.Time            // when the rate was looked at last
+	floor   time.Time            // since when it has been paceBytesMin; zero when it is not
+	total   int                  // Produce requests of light clients since changed
+	slow    int                  // those of them that took too long
+	quiet   time.Duration        // what they take without heavy clients
+	looked  time.Time            // when light ones were taken off the heavy ones last
+	swept   time.Time            // when clients that are gone were forgotten last
+	held    float64              // seconds that connections were made to wait
 }
 
 func newPacer(target time.Duration) *pacer {
-	return &pacer{target: target, clients: make(map[clientKey]*client), heavy: make(map[*client]struct{})}
+	return &pacer{target: target, clients: make(map[clientKey]*client), heavy: make(map[*client]struct{}), light: make(map[*client]struct{})}
 }
 
 // join counts a connection of a client; leave ends that.
@@ -128,6 +129,7 @@ func (p *pacer) sweep(now time.Time) {
 	for key, c := range p.clients {
 		if c.conns == 0 && c.use.rate(now) < requestCost {
 			delete(p.clients, key)
+			delete(p.light, c)
 		}
 	}
 }
@@ -143,7 +145,8 @@ func (p *pacer) spend(now time.Time, c *client, cost int64) time.Duration {
 	if now.Sub(p.looked) > paceMemory { // nobody light has made us look
 		p.forgetLight(now)
 	}
-	protects := !p.light.IsZero() && now.Sub(p.light) <= paceMemory
+	delete(p.light, c) // it has nobody to be protected from but itself
+	protects := p.protects(now)
 	if len(p.heavy) == 0 && protects {
 		p.rate, p.grow, p.changed = paceBytesFirst, paceProbe, now
 	}
@@ -156,6 +159,17 @@ func (p *pacer) spend(now time.Time, c *client, cost int64) time.Duration {
 		return 0
 	}
 	return p.turn(now, c, cost)
+}
+
+// protects says whether there is a light client that produces.
+func (p *pacer) protects(now time.Time) bool {
+	for c := range p.light {
+		if now.Sub(c.asked) <= paceMemory {
+			return true
+		}
+		delete(p.light, c)
+	}
+	return false
 }
 
 // turn is how long a heavy client waits. What it took counts against its part of the rate, which the next one pays for.
@@ -178,13 +192,13 @@ func (p *pacer) felt(now time.Time, c *client, took time.Duration) {
 		return
 	}
 	p.forgetLight(now)
-	p.light = now
+	p.light[c], c.asked = struct{}{}, now
 	if len(p.heavy) == 0 {
 		p.rate, p.floor = 0, time.Time{}
 		p.learn(took)
 		return
 	}
-	if !p.floor.IsZero() && now.Sub(p.floor) > paceDoubt {
+	if took < p.quiet || !p.floor.IsZero() && now.Sub(p.floor) > paceDoubt {
 		p.learn(took)
 	}
 	if p.total++; took > max(p.target, paceFactor*p.quiet) {

@@ -111,6 +111,18 @@ func TestPaceNeedsSomebodyToProtect(t *testing.T) {
 	if alone.run(10*time.Second, false); flood.held > 0 {
 		t.Errorf("a flood that disturbs nobody was held for %v", flood.held)
 	}
+	// It is light at first, and feels itself.
+	for range 100 {
+		alone.p.spend(alone.now, alone.light, requestCost)
+		alone.p.felt(alone.now, alone.light, time.Second)
+		alone.p.spend(alone.now, flood.c, requestCost)
+	}
+	for range 100 {
+		if wait := alone.p.spend(alone.now, alone.light, heavyBytes); wait > 0 {
+			t.Fatalf("a client that became heavy is held for %v, for itself", wait)
+		}
+		alone.now = alone.now.Add(10 * time.Millisecond)
+	}
 	off := newPaceModel(fastUpTo(20 << 20))
 	off.p.target = -1
 	flood = off.add(1<<30, 1<<20)
