@@ -245,6 +245,14 @@ func (p *pacer) adapt(now time.Time) {
 	}
 }
 
+// holds says whether a client is held to a rate.
+func (p *pacer) holds(c *client) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, heavy := p.heavy[c]
+	return heavy && p.rate > 0
+}
+
 // state returns the rate, 0 for none, and how long connections have been held since the start.
 func (p *pacer) state() (bytesPerSecond, heldSeconds float64) {
 	p.mu.Lock()
@@ -286,6 +294,9 @@ func (c *Conn) charge(ctx context.Context, r *Request, size int) {
 
 // Owe adds bytes to what this connection has taken. It is paid for with the next Pay.
 func (c *Conn) Owe(bytes int64) { c.owed.Add(bytes) }
+
+// Held says, within Serve, whether this connection's client is held to a rate, as others feel what it does.
+func (c *Conn) Held() bool { return c.client != nil && c.server.pacer.holds(c.client) }
 
 // Pay waits, within Serve, while this connection's client takes more than it may beside others, and returns for how long. The server does so before
 // each request; a handler does before it goes on with a large one. It returns at once for a client that is not heavy, and when ctx ends.

@@ -208,6 +208,9 @@ func TestPaceSharesAmongHeavy(t *testing.T) {
 	m.add(1<<30, 64<<10)
 	modest := m.add(3<<20, 64<<10)
 	m.run(30*time.Second, true)
+	if !m.p.holds(modest.c) || m.p.holds(m.light) {
+		t.Error("it is not said who is held")
+	}
 	if rate := float64(modest.took) / 30 / (1 << 20); rate < 2.8 {
 		t.Errorf("the modest client takes %.1f MiB/s of the 3 that it wants", rate)
 	}

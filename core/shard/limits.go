@@ -9,7 +9,7 @@ const (
 	DefaultHeartbeat = 500 * time.Millisecond
 	// DefaultCheckpointBytes of log are replayed at most after a crash, and kept for followers.
 	DefaultCheckpointBytes = 64 << 20
-	// MaxEntryBytes is the largest entry the log accepts: a produce request's part of 1 MiB plus
+	// MaxEntryBytes is the largest entry the log accepts: a produce request's part of 4 MiB plus
 	// one batch of at most 10 MiB, with room.
 	MaxEntryBytes = 16 << 20
 
