@@ -54,6 +54,12 @@ func browser(t *testing.T, language string) context.Context {
 // until polls a JavaScript expression until it is true.
 func until(t *testing.T, ctx context.Context, what, expression string) {
 	t.Helper()
+	began := time.Now()
+	defer func() {
+		if took := time.Since(began); took > patience/12 {
+			t.Logf("%s: waited for %v", what, took)
+		}
+	}()
 	if _, err := chromedp.Run(ctx, chromedp.Poll[bool](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(patience))); err != nil {
 		look, cancel := context.WithTimeout(ctx, patience/4)
 		defer cancel()
