@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -23,10 +24,15 @@ func memberIsWanted(t *testing.T) error {
 		leader.mustPut("while it is away")
 	}
 	away.restart()
+	answers, leads := false, true
 	c.until("the member to answer", func() bool {
-		answers, _, _, _ := leader.group.peers.get(serverID(away.self))
-		return answers
+		answers, _, _, _ = leader.group.peers.get(serverID(away.self))
+		_, leads = leader.group.Serving()
+		return answers || !leads // nobody answers one that has lost the lead
 	})
+	if !answers {
+		return errors.New("another one leads")
+	}
 	for _, id := range c.others(leader.id) {
 		if id != away.id {
 			c.nodes[id].crash()
