@@ -36,6 +36,7 @@ type Options struct {
 	Nodes       int
 	Gateway     bool
 	Only        []Kind  // when given, no other kinds
+	Reported    []Kind  // kinds whose unavailability is told and not judged; their data are
 	Rate        float64 // records a second straight to the cluster
 	DeviceRate  float64 // messages a second over the gateway
 	Keep        bool    // keep the data also when all is well
@@ -307,7 +308,7 @@ func (r *run) fault(ctx context.Context, f Fault) (bool, error) {
 			return false, err
 		}
 	}
-	o := Outcome{Fault: f, Text: f.String(), On: r.on(f, node), Judged: f.judged()}
+	o := Outcome{Fault: f, Text: f.String(), On: r.on(f, node), Judged: f.judged() && !slices.Contains(r.o.Reported, f.Kind)}
 	r.say("%3d  %s: %s", f.Number, o.Text, o.On)
 	if err := r.hurt(ctx, f, node, &o); err != nil {
 		return false, fmt.Errorf("fault %d (%s, on %s): %w", f.Number, o.Text, o.On, err)
