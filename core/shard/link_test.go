@@ -462,7 +462,8 @@ func deadPeerBeatsNoOther(t *testing.T) error {
 	defer c.close()
 	leader := c.leader()
 	leader.mustPut("a=1")
-	dead, well := leader.peers()[0], leader.peers()[1]
+	others := leader.peers() // in any order, another one each time
+	dead, well := others[0], others[1]
 	c.until("heartbeats go together", together(leader, testShard, dead, well))
 	term := leader.group.term()
 	dead.crash()
