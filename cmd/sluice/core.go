@@ -194,7 +194,7 @@ func (n *coreNode) open() error {
 	n.broker, err = broker.New(broker.Options{
 		Controller: n.controller, Listeners: []kafka.Listener{n.listener}, Now: wallClock, Logger: n.logger.With("component", "broker"),
 		ConnectionsMax: c.Limits.Connections, ConnectionsPerHostMax: c.Limits.ConnectionsPerHost, MemoryBytes: c.Limits.RequestBytes,
-		UnsentBytes: c.Limits.UnsentBytes, LightLatency: c.Limits.LightLatency,
+		UnsentBytes: c.Limits.UnsentBytes,
 	})
 	if err != nil || c.HTTP == "" {
 		return err

@@ -29,18 +29,15 @@ const (
 	produceTimeoutMin = time.Second
 	// produceTimeoutMax bounds what a request can hold on to.
 	produceTimeoutMax = 5 * time.Minute
-	// entryBytesMax is how much of one request goes into one entry of a shard's log; what is more becomes further entries. Smaller ones cost more syncs
-	// (a fifth more processor time with ten partitions at 1 MiB), so they are made only where others feel the client's: theirs come in between.
-	entryBytesMax     = 4 << 20
-	entryBytesMaxHeld = 1 << 20
+	// entryBytesMax is how much of one request goes into one entry of a shard's log; what is more becomes further entries.
+	entryBytesMax = 4 << 20
 )
 
 // produce is one Produce request on its way.
 type produce struct {
 	b       *Broker
 	ctx     context.Context // of the connection, within Serve
-	conn    *kafka.Conn
-	flow    shard.Flow // each connection gets its share of what a shard can take
+	flow    shard.Flow      // each connection gets its share of what a shard can take
 	req     *kmsg.ProduceRequest
 	version int16
 	image   *meta.Image
@@ -50,7 +47,6 @@ type produce struct {
 	order   []*shardEntry
 	waits   []produceWait
 	synced  map[meta.ShardID]int // members in sync, as asked once per request
-	most    int                  // bytes of an entry
 	asked   int64                // bytes that the disks were asked for
 }
 
@@ -76,11 +72,8 @@ type produceWait struct {
 
 func (b *Broker) handleProduce(ctx context.Context, r *kafka.Request) kafka.Reply {
 	p := &produce{
-		b: b, ctx: ctx, conn: r.Conn, flow: shard.Flow(r.Conn.ID), req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: b.opts.Now().UnixMilli(),
+		b: b, ctx: ctx, flow: shard.Flow(r.Conn.ID), req: r.Body.(*kmsg.ProduceRequest), version: r.Version, image: b.ctl.Image(), now: b.opts.Now().UnixMilli(),
 		resp: kmsg.NewPtrProduceResponse(), groups: make(map[meta.ShardID]*shardEntry),
-	}
-	if p.most = entryBytesMax; r.Conn.Held() {
-		p.most = entryBytesMaxHeld
 	}
 	defer func() { b.ctl.Admitted(p.asked) }()
 	p.collect()
@@ -170,7 +163,7 @@ func (p *produce) add(id meta.ShardID, group *shard.Group, item partition.Append
 		p.groups[id] = e
 		p.order = append(p.order, e)
 	}
-	if e.bytes > 0 && e.bytes+len(item.Batches) > p.most {
+	if e.bytes > 0 && e.bytes+len(item.Batches) > entryBytesMax {
 		p.propose(e)
 	}
 	e.items, e.slots, e.bytes = append(e.items, item), append(e.slots, slot), e.bytes+len(item.Batches)
@@ -189,12 +182,8 @@ func (p *produce) propose(e *shardEntry) {
 		return
 	}
 	p.b.metrics.producedBatch.Add(len(e.items))
-	if len(p.waits) > 0 { // a large request is taken in pieces
-		p.conn.Pay(p.ctx)
-	}
 	future := e.group.ProposeFor(p.ctx, p.flow, partition.EncodeAppend(e.items))
 	p.waits = append(p.waits, produceWait{future: future, slots: e.slots})
-	p.conn.Owe(int64(e.bytes))
 	e.items, e.slots, e.bytes = nil, nil, 0
 }
 

@@ -34,8 +34,6 @@ type Options struct {
 	MemoryBytes                           int64
 	// UnsentBytes is what the kernel holds of a connection's answers when its client stops reading; zero takes core/kafka's default.
 	UnsentBytes int
-	// LightLatency is that of core/kafka's Options.
-	LightLatency time.Duration
 	// Groups is what the group coordinators decide by (group.max.size and the like); zero values are Kafka's defaults.
 	Groups group.Config
 	// Now is the wall clock, which gives LogAppendTime and the times of committed offsets; nil means time.Now. What lasts (sessions, timeouts) is measured
@@ -106,7 +104,7 @@ func New(o Options) (*Broker, error) {
 	}
 	b.server = kafka.NewServer(kafka.Options{
 		Handler: b, Versions: b.table, Logger: o.Logger, ConnectionsMax: o.ConnectionsMax, ConnectionsPerHostMax: o.ConnectionsPerHostMax,
-		MemoryBytes: o.MemoryBytes, UnsentBytes: o.UnsentBytes, LightLatency: o.LightLatency,
+		MemoryBytes: o.MemoryBytes, UnsentBytes: o.UnsentBytes,
 	})
 	for name, make := range makers {
 		p, err := make(b)

@@ -61,8 +61,6 @@ type Conn struct {
 	inFlight atomic.Int32
 	evicted  atomic.Bool // closed for being slow to read a large response
 	window   window
-	client   *client      // who it belongs to; the reader's
-	owed     atomic.Int64 // see Owe
 	values   sync.Map
 }
 
@@ -105,7 +103,6 @@ type pending struct {
 	req   *Request
 	reply Reply
 	began time.Time
-	by    *client
 	held  hold // until it is answered
 }
 
@@ -133,7 +130,6 @@ func (c *Conn) serve(parent context.Context) {
 	unwatch()
 	cancel(nil)
 	c.nc.Close()
-	c.disown()
 	c.report(err, werr)
 }
 
@@ -209,7 +205,6 @@ func (c *Conn) read(ctx, parent context.Context, replies chan<- pending) error {
 			return err
 		}
 		idle = c.server.opts.IdleTimeout
-		c.Pay(ctx)
 		f, err := c.readFrame(ctx, parent, br)
 		if err != nil && parent.Err() != nil {
 			return errStopping
@@ -291,8 +286,6 @@ func (c *Conn) handle(ctx context.Context, f *frame) (pending, error) {
 		return p, err
 	}
 	req.Conn, p.req = c, req
-	c.charge(ctx, req, len(f.rest))
-	p.by, p.began = c.client, time.Now()
 	if p.reply, err = c.serveOne(ctx, req); err != nil {
 		return p, err
 	}
@@ -349,13 +342,9 @@ func (c *Conn) answer(ctx context.Context, w *frameWriter, p pending) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if p.req.Key == keyProduce && p.by != nil {
-		c.server.pacer.felt(time.Now(), p.by, time.Since(p.began))
-	}
 	resp.SetVersion(p.req.Version)
 	n, err := w.response(p.req.CorrelationID, resp)
 	c.server.metrics.sent.Add(int(n))
-	c.Owe(n / answerShare)
 	if err != nil && c.evicted.Load() {
 		err = errSlowReader
 	}

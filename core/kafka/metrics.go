@@ -31,8 +31,6 @@ func newServerMetrics(s *Server) *serverMetrics {
 		requests: make(map[int16]*metrics.Counter),
 		seconds:  make(map[int16]*metrics.Histogram),
 	}
-	set.NewGauge("sluice_kafka_pace_bytes_per_second", func() float64 { rate, _ := s.pacer.state(); return rate })
-	set.NewGauge("sluice_kafka_paced_seconds_total", func() float64 { _, held := s.pacer.state(); return held })
 	set.NewGauge("sluice_kafka_connections", func() float64 { return float64(s.Connections()) })
 	for _, v := range s.opts.Versions.All() {
 		name := kmsg.NameForKey(v.Key)

@@ -21,8 +21,6 @@ const (
 	pooledFrameBitsMax = 23 // 8 MiB; larger ones are rare
 	// arrivalCheckPeriod is how often a frame that does not come is looked at.
 	arrivalCheckPeriod = time.Second
-	// arrivalPieceBytes of a frame are read before it is asked whether its client is to be held (see pacer).
-	arrivalPieceBytes = 1 << 20
 )
 
 var framePools [pooledFrameBitsMax + 1]sync.Pool // of *[]byte with capacity 1 << index
@@ -69,14 +67,14 @@ func (c *Conn) readFrame(ctx, parent context.Context, br *bufio.Reader) (frame, 
 func (c *Conn) readRest(ctx context.Context, a *arrival, f *frame, size int) error {
 	l := c.server.lanes
 	a.begin(size, nil)
-	if err := a.more(ctx, f, min(size, unmeteredFrameBytes)); err != nil || size <= unmeteredFrameBytes {
+	if err := a.more(f, min(size, unmeteredFrameBytes)); err != nil || size <= unmeteredFrameBytes {
 		return err
 	}
 	if err := f.held.exchange(ctx, l.small, int64(min(size, smallFrameBytes))); err != nil {
 		return err
 	}
 	a.begin(size, &f.held)
-	if err := a.more(ctx, f, min(size, smallFrameBytes)); err != nil {
+	if err := a.more(f, min(size, smallFrameBytes)); err != nil {
 		return err
 	}
 	if size > smallFrameBytes {
@@ -87,7 +85,7 @@ func (c *Conn) readRest(ctx context.Context, a *arrival, f *frame, size int) err
 		// A large frame's memory is taken when a sixteenth of it is there.
 		for n := len(f.rest); n < size; {
 			n = min(16*n, size)
-			if err := a.more(ctx, f, n); err != nil {
+			if err := a.more(f, n); err != nil {
 				return err
 			}
 		}
@@ -143,29 +141,13 @@ func (a *arrival) begin(bytes int, held *hold) {
 }
 
 // more reads until n bytes of the frame are there, moving them to a larger buffer.
-func (a *arrival) more(ctx context.Context, f *frame, n int) error {
+func (a *arrival) more(f *frame, n int) error {
 	have := len(f.rest)
 	buf, pooled := frameBuffer(f.key, n)
 	copy(buf, f.rest)
 	putFrameBuffer(f.pooled)
 	f.rest, f.pooled = buf, pooled
-	for rest := buf[have:]; len(rest) > 0; {
-		piece := rest[:min(len(rest), arrivalPieceBytes)]
-		if err := a.fill(piece); err != nil {
-			return err
-		}
-		if rest = rest[len(piece):]; len(rest) > 0 {
-			a.pay(ctx, len(piece))
-		}
-	}
-	return nil
-}
-
-// pay is for large frames: receiving one is work too. The time that it is held is not the sender's.
-func (a *arrival) pay(ctx context.Context, bytes int) {
-	a.c.Owe(int64(bytes) / answerShare)
-	waited := a.c.Pay(ctx)
-	a.since, a.deadline = a.since.Add(waited), a.deadline.Add(waited)
+	return a.fill(buf[have:])
 }
 
 // fill reads all of p.

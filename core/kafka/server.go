@@ -38,8 +38,6 @@ type Options struct {
 	MemoryBytes int64
 	// UnsentBytes is what the kernel may hold of a connection's answers beyond what its reader has room for.
 	UnsentBytes int
-	// LightLatency is what a light client's Produce may take in this node before heavy clients are held to a rate (see pacer); negative: they never are.
-	LightLatency time.Duration
 	// IdleTimeout closes a connection on which nothing was asked and nothing is answered for so long.
 	IdleTimeout time.Duration
 	// Grace is how long a stop waits for replies.
@@ -65,7 +63,6 @@ type Server struct {
 	responses responses
 	control   sync.Mutex // held while a large request without records is decoded: its objects may be many times its size
 	nextID    atomic.Uint64
-	pacer     *pacer
 
 	mu struct {
 		sync.Mutex
@@ -88,9 +85,6 @@ func NewServer(o Options) *Server {
 	if o.UnsentBytes <= 0 {
 		o.UnsentBytes = unsentBytesDefault
 	}
-	if o.LightLatency == 0 {
-		o.LightLatency = lightLatencyDefault
-	}
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = idleTimeoutDefault
 	}
@@ -100,7 +94,7 @@ func NewServer(o Options) *Server {
 	if o.Authenticated == nil {
 		o.Authenticated = func(*Conn) bool { return true }
 	}
-	s := &Server{opts: o, log: &limitedLog{log: o.Logger}, lanes: newLanes(o.MemoryBytes), pacer: newPacer(o.LightLatency)}
+	s := &Server{opts: o, log: &limitedLog{log: o.Logger}, lanes: newLanes(o.MemoryBytes)}
 	s.mu.conns = make(map[*Conn]struct{})
 	s.mu.hosts = make(map[string]int)
 	s.metrics = newServerMetrics(s)

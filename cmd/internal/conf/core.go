@@ -62,9 +62,6 @@ type Limits struct {
 	ConnectionsPerHost int   `yaml:"connectionsPerHost"` // from one address (max.connections.per.ip); 0 for no bound of its own
 	RequestBytes       int64 `yaml:"requestBytes"`       // memory of all requests that are being read or answered (queued.max.request.bytes); 0 for 512 MiB
 	UnsentBytes        int   `yaml:"unsentBytes"`        // that the system holds of a client's answers when the client stops reading (as socket.send.buffer.bytes); 0 for 256 KiB
-	// LightLatency is what Produce requests of clients that take little may take before clients that take much are read more slowly; 0 for 10ms, negative:
-	// they never are.
-	LightLatency time.Duration `yaml:"lightLatency"`
 }
 
 // Log says how a process writes its log.
@@ -80,8 +77,6 @@ const (
 	requestBytesMin = 64 << 20 // a few batches of every size have to fit
 	unsentBytesMin  = 16 << 10 // less wakes the node for every few packets
 	unsentBytesMax  = 64 << 20
-	lightMin        = time.Millisecond // a sync takes as long
-	lightMax        = 10 * time.Second
 	scrubBytesMin   = 64 << 10
 	scrubMin        = time.Second
 	replicationMax  = 9 // more voters make every write slower and nothing safer
@@ -173,8 +168,6 @@ func (l Limits) validate() error {
 		return fmt.Errorf("limits.requestBytes: %d: must be 0 (512 MiB) or at least %d", l.RequestBytes, requestBytesMin)
 	case l.UnsentBytes != 0 && (l.UnsentBytes < unsentBytesMin || l.UnsentBytes > unsentBytesMax):
 		return fmt.Errorf("limits.unsentBytes: %d: must be 0 (256 KiB) or from %d to %d", l.UnsentBytes, unsentBytesMin, unsentBytesMax)
-	case l.LightLatency > 0 && (l.LightLatency < lightMin || l.LightLatency > lightMax):
-		return fmt.Errorf("limits.lightLatency: %s: must be 0 (10ms), negative (nobody is read more slowly) or from %s to %s", l.LightLatency, lightMin, lightMax)
 	}
 	return nil
 }
