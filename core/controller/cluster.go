@@ -375,16 +375,38 @@ func (l *lead) balanceRound(ctx context.Context) error {
 			_, err = l.propose(ctx, meta.RequestID{}, &meta.RequestBalance{})
 		}
 		return err
-	case request != 0 && b.moving == 0:
+	case request != 0 && b.moving == 0 && !l.anyYoung():
 		_, err := l.propose(ctx, meta.RequestID{}, &meta.EndBalance{Request: request})
 		l.c.log.Info("replicas and leaders are balanced")
 		return err
-	case request == 0 && l.c.autoBalance() && b.wanting() && len(l.balancer().plan(true)) > 0:
+	case request == 0 && l.c.autoBalance() && l.unshared():
 		_, err := l.propose(ctx, meta.RequestID{}, &meta.RequestBalance{})
 		l.c.log.Info("a node has no replicas: replicas and leaders will be balanced")
 		return err
 	}
 	return nil
+}
+
+// unshared tells whether a node has no replicas and would get some. One that has just come counts too, although it gets none before it is stable: new
+// topics may have given it a few by then, and nobody would see any more that it lacks the others. The request waits for it.
+func (l *lead) unshared() bool {
+	b := l.balancer()
+	stable := b.takes
+	b.takes = func(id meta.NodeID) bool { return stable(id) || l.young(id) }
+	b.begin()
+	return b.wanting() && len(b.plan(true)) > 0
+}
+
+// young tells whether a node is alive, and not yet for so long that it may get replicas.
+func (l *lead) young(id meta.NodeID) bool {
+	n, ok := l.c.Image().Node(id)
+	return ok && !n.Draining && l.live(id) && !l.stable(n)
+}
+
+// anyYoung tells whether a request to balance has to wait for a node: done without it, it would be forgotten before the node can take anything.
+// A node that goes again is waited for no longer.
+func (l *lead) anyYoung() bool {
+	return slices.ContainsFunc(l.c.Image().Nodes(), func(n meta.Node) bool { return l.young(n.ID) })
 }
 
 // completes tells whether shards get replicas back that they lack since a dead node was removed: a new node takes its place, and

@@ -148,6 +148,7 @@ func (l *lead) commitPlanned(ctx context.Context, r *commandRequest) (meta.Resul
 		res, err := l.propose(ctx, r.ID, r.Register)
 		if err == nil && res.Err == nil {
 			l.setDown(r.Register.Node.Server(), false)
+			l.c.balanceNow()
 		}
 		l.c.members.poke()
 		return res, []meta.ShardID{}, err

@@ -132,6 +132,47 @@ func TestFourthNodeGetsReplicasAndLeaders(t *testing.T) {
 	holds(t, all, "t", 25)
 }
 
+// patientTrio are three nodes, with shards on them, that give replicas to no node before it has been alive for so long.
+func patientTrio(t *testing.T, stable time.Duration) []*member {
+	t.Helper()
+	var all []*member
+	for id := range meta.NodeID(3) {
+		o := options(id + 1)
+		if len(all) > 0 {
+			o = options(id+1, all[0].Addr())
+		}
+		o.JoinStable = stable
+		all = append(all, start(t, o))
+	}
+	all[0].eventually("three voters", func() bool { return voters(all[0]) == 3 })
+	all[0].create(meta.NewTopic{Name: "t", Partitions: 6, ReplicationFactor: 3})
+	all[0].eventually("shards at rest", func() bool { return still(all[0].Image()) })
+	return all
+}
+
+// A node that has just joined is noticed while it is empty, though it gets its share later: a topic that is made meanwhile gives it something.
+func TestNewNodeIsNoticedAtOnce(t *testing.T) {
+	beside(t)
+	all := patientTrio(t, time.Hour)
+	all = append(all, start(t, options(4, all[0].Addr())))
+	all[0].eventually("a request to balance", func() bool { return all[0].Image().BalanceRequest() != 0 })
+}
+
+func TestRequestToBalanceWaitsForANewNode(t *testing.T) {
+	beside(t)
+	all := patientTrio(t, 2*time.Second)
+	off := meta.ConfigChange{Type: meta.ResourceBroker, Set: map[string]string{meta.AutoBalanceEnable: "false"}}
+	all[0].without("an answer to the change of a setting", func() string {
+		return wordOf(all[0].AlterConfigs(context.Background(), []meta.ConfigChange{off})[0])
+	})
+	all = append(all, start(t, options(4, all[0].Addr())))
+	all[0].create(meta.NewTopic{Name: "meanwhile", Partitions: 8, ReplicationFactor: 3})
+	if err := all[0].Balance(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all[0].eventually("a share for the new node", func() bool { return balanced(all[0].Image(), 1, 2, 3, 4) && all[0].Image().BalanceRequest() == 0 })
+}
+
 // onlyWanted waits until a node has the directories of the partitions whose replicas it shall have, and no others.
 func onlyWanted(t *testing.T, m *member) {
 	t.Helper()
