@@ -188,12 +188,17 @@ func (c Consume) Run(ctx context.Context) (Result, error) {
 	defer stop()
 	go m.Progress(watch, c.Progress)
 	for (left == nil || len(left) > 0) && (c.Records == 0 || m.ops.Load() < c.Records) && ctx.Err() == nil {
-		fetches := client.PollFetches(ctx)
+		fetches := c.poll(ctx, client, left)
 		fetches.EachError(func(_ string, _ int32, err error) {
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !errors.Is(err, errQuiet) {
 				m.Failed(err)
 			}
 		})
+		if fetches.Empty() && c.shares(left) && ctx.Err() == nil {
+			if err := c.others(ctx, client, left); err != nil {
+				return Result{}, err
+			}
+		}
 		now := time.Now()
 		fetches.EachRecord(func(r *kgo.Record) {
 			left.seen(r)
@@ -212,6 +217,43 @@ func (c Consume) Run(ctx context.Context) (Result, error) {
 	return r, nil
 }
 
+// othersEvery is after how long without records a member of a group looks at what the others have read.
+const othersEvery = time.Second
+
+// errQuiet is why a poll ended without records.
+var errQuiet = errors.New("no records for a while")
+
+// shares tells whether partitions that have to be read may be read by others.
+func (c Consume) shares(left unread) bool { return c.Group != "" && left != nil }
+
+// poll waits for records; a member of a group that has to come to an end, for a while only.
+func (c Consume) poll(ctx context.Context, client *kgo.Client, left unread) kgo.Fetches {
+	if !c.shares(left) {
+		return client.PollFetches(ctx)
+	}
+	poll, cancel := context.WithTimeoutCause(ctx, othersEvery, errQuiet)
+	defer cancel()
+	fetches := client.PollFetches(poll)
+	if poll.Err() != nil && fetches.Empty() {
+		return kgo.NewErrFetch(context.Cause(poll))
+	}
+	return fetches
+}
+
+// others forgets the partitions that the group has read to their ends, whoever of its members has.
+func (c Consume) others(ctx context.Context, client *kgo.Client, left unread) error {
+	committed, err := c.committed(ctx, client)
+	if err != nil {
+		return err
+	}
+	committed.Each(func(at kadm.OffsetResponse) {
+		if end, ok := left[at.Partition]; ok && at.At >= end {
+			delete(left, at.Partition)
+		}
+	})
+	return nil
+}
+
 // unread are the ends of the partitions that have to be read to. Their records cannot be counted: compaction leaves gaps.
 type unread map[int32]int64
 
@@ -223,14 +265,7 @@ func (c Consume) unread(ctx context.Context, client *kgo.Client) (unread, error)
 	}
 	var committed kadm.OffsetResponses
 	if c.Group != "" {
-		err = patiently(ctx, "committed offsets of "+c.Group, func() (err error) {
-			committed, err = kadm.NewClient(client).FetchOffsetsForTopics(ctx, c.Group, c.Topic)
-			if errors.Is(err, kerr.GroupIDNotFound) {
-				return nil // the client has not joined yet, and nobody has before: nothing is committed
-			}
-			return err
-		})
-		if err != nil {
+		if committed, err = c.committed(ctx, client); err != nil {
 			return nil, err
 		}
 	}
@@ -243,6 +278,18 @@ func (c Consume) unread(ctx context.Context, client *kgo.Client) (unread, error)
 		}
 	})
 	return left, nil
+}
+
+// committed asks what the group has read.
+func (c Consume) committed(ctx context.Context, client *kgo.Client) (committed kadm.OffsetResponses, err error) {
+	err = patiently(ctx, "committed offsets of "+c.Group, func() (err error) {
+		committed, err = kadm.NewClient(client).FetchOffsetsForTopics(ctx, c.Group, c.Topic)
+		if errors.Is(err, kerr.GroupIDNotFound) {
+			return nil // the client has not joined yet, and nobody has before: nothing is committed
+		}
+		return err
+	})
+	return committed, err
 }
 
 func (u unread) seen(r *kgo.Record) {

@@ -88,6 +88,30 @@ func TestConsumeWaitsForLeaders(t *testing.T) {
 	}
 }
 
+// Members of a group read some partitions each, and come to their end when all are read.
+func TestMembersOfAGroupEnd(t *testing.T) {
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "load"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	k := Kafka{Brokers: c.ListenAddrs(), Topic: "load", Partitions: 4, ReplicationFactor: 1}
+	p := Produce{Kafka: k, Size: 100, Records: 1000, Keys: 100, Acks: "all", Idempotent: true, Compression: "none", BatchBytes: 1 << 20}
+	if _, err := p.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var read, failed atomic.Int64
+	err = workers(t.Context(), 2, func(ctx context.Context, _ int) error {
+		r, err := Consume{Kafka: k, Group: "readers"}.Run(ctx)
+		read.Add(r.Operations)
+		failed.Add(r.Errors)
+		return err
+	})
+	if err != nil || read.Load() < 1000 || failed.Load() > 0 {
+		t.Errorf("%d records were read, %d errors: %v", read.Load(), failed.Load(), err)
+	}
+}
+
 // electing answers that no partition has a leader.
 func electing(req *kmsg.ListOffsetsRequest) kmsg.Response {
 	resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
