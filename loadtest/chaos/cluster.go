@@ -59,6 +59,14 @@ func (c *cluster) kafkas() []string {
 	return out
 }
 
+// data are the nodes' data directories.
+func (c *cluster) data() (out []string) {
+	for _, d := range c.disks {
+		out = append(out, d.data())
+	}
+	return out
+}
+
 func (c *cluster) switchboard(node int) string {
 	return filepath.Join(c.dir, fmt.Sprintf("core-%d.sock", node))
 }

@@ -180,6 +180,33 @@ func TestCompareReplicas(t *testing.T) {
 	}
 }
 
+// What a partition has left behind when it moved is no replica.
+func TestReplicasAreOnNodes(t *testing.T) {
+	root := t.TempDir()
+	var dirs []string
+	for _, name := range []string{"core-1", "core-10", "core-2"} {
+		dirs = append(dirs, filepath.Join(root, name))
+		write(t, root, name+"/node.json", nil)
+	}
+	for _, path := range []string{"core-1/steady-0", "core-1/steady-0.17.3", "core-10/steady-0"} {
+		write(t, root, path+"/00000000000000000000.log", segmentOf(1))
+	}
+	got, err := compareReplicas(dirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Few) != 1 || got.Few[0] != "steady-0: 2" || len(got.Twice) != 1 || !strings.HasPrefix(got.Twice[0], "steady-0: 2 in ") || single(dirs) == nil {
+		t.Errorf("%+v", got)
+	}
+	if err := os.RemoveAll(filepath.Join(dirs[0], "steady-0.17.3")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, root, "core-2/steady-0.17.3/00000000000000000000.log", segmentOf(1))
+	if got, err = compareReplicas(dirs); err != nil || len(got.Few)+len(got.Twice) > 0 || single(dirs) != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 func TestDiskLosesItsData(t *testing.T) {
 	d := disk{dir: t.TempDir()}
 	write(t, d.dir, "data/a-0/00.log", []byte("x"))

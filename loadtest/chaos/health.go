@@ -127,7 +127,7 @@ func leaderships(views []view) (leads []int, controller int) {
 var errUnhealthy = errors.New("unhealthy")
 
 // healthy says what is not as it has to be between two faults: every node serves and sees all others, every shard has one leader whose replicas are
-// all in sync, and the gateway serves.
+// all in sync and as many as there shall be, nothing moves, and the gateway serves.
 func (c *cluster) healthy(ctx context.Context) error {
 	for i := range c.nodes {
 		if err := c.serves(ctx, i+1); err != nil {
@@ -143,7 +143,14 @@ func (c *cluster) healthy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return judgeViews(views)
+	if err := judgeViews(views); err != nil {
+		return err
+	}
+	m, err := c.membership(ctx)
+	if err != nil {
+		return err
+	}
+	return m.whole()
 }
 
 // judgeViews is healthy for what the nodes say.

@@ -9,6 +9,8 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -32,8 +34,9 @@ type membership struct {
 		Metadata              string
 	}
 	Shards []struct {
-		ID               int
-		Adding, Removing []int
+		ID, ReplicationFactor      int
+		Replicas, Adding, Removing []int
+		Lost                       bool
 	}
 }
 
@@ -60,6 +63,17 @@ func (m membership) settled() error {
 		return fmt.Errorf("%w: replicas are being spread", errUnhealthy)
 	}
 	return nil
+}
+
+// whole says what still moves, or is missing: a shard that has lost a member to a removal by force has all that it has in sync, and not all that it
+// shall have.
+func (m membership) whole() error {
+	for _, s := range m.Shards {
+		if s.Lost || len(s.Replicas) < s.ReplicationFactor {
+			return fmt.Errorf("%w: shard %d: lost %v, replicas %v of %d", errUnhealthy, s.ID, s.Lost, s.Replicas, s.ReplicationFactor)
+		}
+	}
+	return m.settled()
 }
 
 // shares tells what the node has, once replicas are spread over all nodes, it among them, and nothing moves. A node that has just joined leads shards
@@ -149,28 +163,34 @@ func (r *run) joins(f Fault) action {
 	return action{begin: begin, end: end}
 }
 
-// spreadEvery is how often replicas are asked to be spread while a node waits for its share.
-const spreadEvery = time.Second
+// spreadPatience is how long a node waits for its share before somebody asks for it, and then before that is done again: it counts as new for five seconds,
+// and then a few replicas are copied.
+const spreadPatience = 15 * time.Second
 
-// share waits until the node that joined has its part of the replicas and leaders, and asks for it as a person would: by itself it gets its part only
-// when it is empty after its first five seconds, and topics are made meanwhile; asked sooner than that the cluster spreads without it.
+// share waits until the node that joined has its part of the replicas and leaders. It shall get it by itself; when it does not, it is asked for, as a person
+// would, and that is told.
 func (r *run) share(ctx context.Context) (what string, err error) {
 	c, node := r.cluster, r.cluster.spareMember()
 	if err := c.await(ctx, readyMax, c.spare.name+" serves", func() error { return c.serves(ctx, node) }); err != nil {
 		return "", err
 	}
-	var asked time.Time
+	var times int
+	last := time.Now()
 	err = c.await(ctx, memberMax, c.spare.name+" has its share", func() error {
 		m, err := c.membership(ctx)
 		if err == nil {
 			what, err = m.shares(node)
 		}
-		if err != nil && !m.Balancing && time.Since(asked) > spreadEvery {
-			asked = time.Now()
+		if err != nil && !m.Balancing && time.Since(last) > spreadPatience {
+			last = time.Now()
+			times++
 			err = errors.Join(err, c.post(ctx, "/cluster/balance", struct{}{}))
 		}
 		return err
 	})
+	if times > 0 {
+		what += fmt.Sprintf(", ASKED FOR %d times,", times)
+	}
 	return what, err
 }
 
@@ -190,21 +210,52 @@ func (r *run) leave(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.spare.mayEnd()
 	if err := r.removed(ctx, false); err != nil {
 		return err
 	}
 	if !c.spare.wait(stopMax) {
 		return errors.Join(fmt.Errorf("%s was removed and goes on", c.spare.name), c.spare.stop(stopMax))
 	}
+	if err := c.spare.wasRemoved(); err != nil {
+		return err
+	}
 	c.spare.forget()
 	return nil
+}
+
+// A node that is removed says so last, and ends like any command that has failed. A panic ends with another code, and a kill with none.
+const (
+	removedCode  = 1
+	removedWord  = "this node was removed from the cluster"
+	lastWordsMax = 512
+)
+
+// wasRemoved is nil when the process, which has ended, did so as a node that was removed does.
+func (p *process) wasRemoved() error {
+	how, failed := p.outcome(), (*exec.ExitError)(nil)
+	words, err := lastWords(p.logFile)
+	if err == nil && errors.As(how, &failed) && failed.ExitCode() == removedCode && strings.Contains(words, removedWord) {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("%s was removed and did not end like it: %v; its last words: %q", p.name, how, words), err)
+}
+
+// lastWords are the end of a log.
+func lastWords(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("read the log of a node that has ended: %w", err)
+	}
+	return string(data[max(0, len(data)-lastWordsMax):]), nil
 }
 
 // removed asks until the node is no member any more: an earlier try may have been carried out, though its answer did not say so.
 func (r *run) removed(ctx context.Context, force bool) error {
 	c, node := r.cluster, r.cluster.spareMember()
 	return c.await(ctx, memberMax, c.spare.name+" is removed", func() error {
+		if err := c.spare.mayEnd(); err != nil {
+			return stopWaiting{err}
+		}
 		asked := c.post(ctx, "/cluster/remove", map[string]any{"node": node, "force": force})
 		m, err := c.membership(ctx)
 		if err == nil && m.has(node) {
@@ -224,25 +275,34 @@ func (r *run) expel(ctx context.Context) error {
 // moved are the topics whose partitions move: those that are written to all the time.
 var moved = []string{steadyTopic, stockPrefix + "-numbered"}
 
-// moves gives every partition of them another order of its replicas: they go to other shards, with other leaders. That is awaited.
+// movedTopics is how the partitions that move were found, and where they shall go.
+type movedTopics struct {
+	before kadm.TopicDetails
+	plan   kadm.AlterPartitionAssignmentsReq
+}
+
+// moves gives every partition of them another order of its replicas: they go to other shards, with other leaders. That is awaited. It is planned once:
+// what is asked for again may have been carried out, though its answer did not say so.
 func (r *run) moves(f Fault) action {
-	var plan kadm.AlterPartitionAssignmentsReq
+	var m movedTopics
 	begin := func(ctx context.Context) error {
 		return r.asAdmin(func(adm *kadm.Client) error {
 			return r.cluster.await(ctx, memberMax, "the partitions begin to move", func() error {
-				list, err := adm.ListTopics(ctx, moved...)
-				if err = errors.Join(err, list.Error()); err != nil {
-					return err
+				if m.plan == nil {
+					list, err := placed(ctx, adm)
+					if err != nil {
+						return err
+					}
+					m = movedTopics{list, rotation(list, 1+f.Value%(replication-1))}
 				}
-				plan = rotation(list, 1+f.Value%(replication-1))
-				answers, err := adm.AlterPartitionAssignments(ctx, plan)
+				answers, err := adm.AlterPartitionAssignments(ctx, m.plan)
 				return errors.Join(err, answers.Error())
 			})
 		})
 	}
 	end := func(ctx context.Context) error {
 		return r.asAdmin(func(adm *kadm.Client) error {
-			err := r.cluster.await(ctx, memberMax, "the partitions have moved", func() error { return r.arrived(ctx, adm, plan) })
+			err := r.cluster.await(ctx, memberMax, "the partitions have moved", func() error { return r.arrived(ctx, adm, m) })
 			if err != nil {
 				r.evidence(ctx, f.Number)
 				r.report.violate("fault %d (%s): %v", f.Number, f, err)
@@ -265,15 +325,31 @@ func rotation(topics kadm.TopicDetails, by int) (plan kadm.AlterPartitionAssignm
 	return plan
 }
 
-// arrived says what is still on its way, and notes how many are in their place. A balancing of the shards may turn the order of the replicas once more,
-// so not all need be.
-func (r *run) arrived(ctx context.Context, adm *kadm.Client, plan kadm.AlterPartitionAssignmentsReq) error {
+// placed lists the topics, once all that there is to know of each partition is known.
+func placed(ctx context.Context, adm *kadm.Client) (kadm.TopicDetails, error) {
+	list, err := adm.ListTopics(ctx, moved...)
+	if err = errors.Join(err, list.Error()); err != nil {
+		return nil, err
+	}
+	n := 0
+	list.EachPartition(func(p kadm.PartitionDetail) {
+		n++
+		if len(p.Replicas) < replication || p.LeaderEpoch < 0 {
+			err = fmt.Errorf("%w: %s-%d has replicas %v, epoch %d", errUnhealthy, p.Topic, p.Partition, p.Replicas, p.LeaderEpoch)
+		}
+	})
+	if want := len(moved) * topicPartitions; err == nil && n < want {
+		err = fmt.Errorf("%w: %d partitions of %d are known", errUnhealthy, n, want)
+	}
+	return list, err
+}
+
+// arrived says what is still on its way, or was left behind.
+func (r *run) arrived(ctx context.Context, adm *kadm.Client, m movedTopics) error {
 	var asked kadm.TopicsSet
-	all := 0
-	for topic, partitions := range plan {
+	for topic, partitions := range m.plan {
 		for p := range partitions {
 			asked.Add(topic, p)
-			all++
 		}
 	}
 	moving, err := adm.ListPartitionReassignments(ctx, asked)
@@ -283,25 +359,47 @@ func (r *run) arrived(ctx context.Context, adm *kadm.Client, plan kadm.AlterPart
 	if left := moving.Sorted(); len(left) > 0 {
 		return fmt.Errorf("%w: %d partitions are on their way, the first is %s-%d", errUnhealthy, len(left), left[0].Topic, left[0].Partition)
 	}
-	list, err := adm.ListTopics(ctx, moved...)
-	if err = errors.Join(err, list.Error()); err != nil {
+	now, err := placed(ctx, adm)
+	if err != nil {
 		return err
 	}
-	there := inPlace(list, plan)
-	r.note(fmt.Sprintf("%d of %d partitions moved", there, all))
-	if there == 0 {
-		return fmt.Errorf("%w: no partition has moved", errUnhealthy)
+	behind, there := m.stayed(now), 0
+	now.EachPartition(func(p kadm.PartitionDetail) { there += m.inPlace(p) })
+	r.note(fmt.Sprintf("%d partitions moved, %d have the replicas of the plan", m.all()-len(behind), there))
+	if len(behind) > 0 {
+		return fmt.Errorf("%w: not moved: %v", errUnhealthy, behind)
 	}
 	return nil
 }
 
-// inPlace counts the partitions that have the replicas of the plan.
-func inPlace(topics kadm.TopicDetails, plan kadm.AlterPartitionAssignmentsReq) (n int) {
-	topics.EachPartition(func(p kadm.PartitionDetail) {
-		if slices.Equal(p.Replicas, plan[p.Topic][p.Partition]) {
-			n++
+// moveEpochs is by how much a partition's leader epoch rises at least when it goes to another shard. Elections raise it by one each.
+const moveEpochs = 100
+
+// stayed are the partitions that are neither in another shard than before nor have the replicas of the plan. Where they are is not enough: a balancing
+// of the shards may turn the order of the replicas once more, or have turned it before the move was asked for.
+func (m movedTopics) stayed(now kadm.TopicDetails) (out []string) {
+	now.EachPartition(func(p kadm.PartitionDetail) {
+		was := m.before[p.Topic].Partitions[p.Partition]
+		if p.LeaderEpoch < was.LeaderEpoch+moveEpochs && m.inPlace(p) == 0 {
+			out = append(out, fmt.Sprintf("%s-%d %v", p.Topic, p.Partition, p.Replicas))
 		}
 	})
+	slices.Sort(out)
+	return out
+}
+
+// inPlace is 1 for a partition that has the replicas of the plan.
+func (m movedTopics) inPlace(p kadm.PartitionDetail) int {
+	if slices.Equal(p.Replicas, m.plan[p.Topic][p.Partition]) {
+		return 1
+	}
+	return 0
+}
+
+func (m movedTopics) all() (n int) {
+	for _, partitions := range m.plan {
+		n += len(partitions)
+	}
 	return n
 }
 

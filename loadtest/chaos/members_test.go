@@ -65,12 +65,51 @@ func TestRotation(t *testing.T) {
 	if p := plan["a"]; p[0][0] != 2 || p[0][1] != 3 || p[0][2] != 1 || p[1][0] != 1 {
 		t.Errorf("%v", plan)
 	}
-	if n := inPlace(topics, plan); n != 0 {
-		t.Errorf("%d partitions are in their place before they move", n)
+}
+
+// A move that was dropped is seen, whatever else has moved; one that a balancing has turned since is not taken for one.
+func TestStayed(t *testing.T) {
+	part := func(index, epoch int32, replicas ...int32) kadm.PartitionDetail {
+		return kadm.PartitionDetail{Topic: "a", Partition: index, LeaderEpoch: epoch, Replicas: replicas}
 	}
-	topics["a"].Partitions[0] = kadm.PartitionDetail{Topic: "a", Partition: 0, Replicas: plan["a"][0]}
-	if n := inPlace(topics, plan); n != 1 {
-		t.Errorf("%d partitions are in their place, want 1", n)
+	list := func(parts ...kadm.PartitionDetail) kadm.TopicDetails {
+		all := kadm.PartitionDetails{}
+		for _, p := range parts {
+			all[p.Partition] = p
+		}
+		return kadm.TopicDetails{"a": {Topic: "a", Partitions: all}}
+	}
+	before := list(part(0, 7, 1, 2, 3), part(1, 7, 1, 2, 3), part(2, 7, 2, 3, 1), part(3, 7, 1, 2, 3))
+	m := movedTopics{before, rotation(before, 1)}
+	if out := m.stayed(before); len(out) != 4 || m.all() != 4 {
+		t.Errorf("before anything moves: %v of %d", out, m.all())
+	}
+	// One is in its place, one was elected elsewhere, one has another order by now, one was where it shall be without a move.
+	now := list(part(0, 107, 2, 3, 1), part(1, 9, 1, 3, 2), part(2, 108, 1, 2, 3), part(3, 7, 2, 3, 1))
+	if out := m.stayed(now); len(out) != 1 || out[0] != "a-1 [1 3 2]" {
+		t.Errorf("%v", out)
+	}
+}
+
+func TestWhole(t *testing.T) {
+	const well = `{"shards":[{"id":7,"replicationFactor":3,"replicas":[1,2,3]},{"id":8,"replicationFactor":1,"replicas":[2]}]}`
+	if err := membershipOf(t, well).whole(); err != nil {
+		t.Error(err)
+	}
+	for name, c := range map[string]struct{ old, new string }{
+		"a node was given up":  {`"replicas":[1,2,3]`, `"replicas":[1,2]`},
+		"one is still added":   {`"replicas":[2]`, `"replicas":[2],"adding":[2]`},
+		"one is still removed": {`"replicas":[2]`, `"replicas":[2],"removing":[1]`},
+		"lost":                 {`"replicas":[2]`, `"replicas":[2],"lost":true`},
+		"replicas are spread":  {`{"shards"`, `{"balancing":true,"shards"`},
+	} {
+		text := strings.Replace(well, c.old, c.new, 1)
+		if text == well {
+			t.Fatalf("%s: nothing was changed", name)
+		}
+		if err := membershipOf(t, text).whole(); !errors.Is(err, errUnhealthy) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -93,7 +132,9 @@ func TestSteadyKnowsWhoJoined(t *testing.T) {
 
 func TestProcessThatMayEnd(t *testing.T) {
 	p := shell(t, "read word <&-; exit 3")
-	p.mayEnd()
+	if err := p.mayEnd(); err != nil {
+		t.Fatal(err)
+	}
 	if !p.wait(patience) {
 		t.Fatal("it runs on")
 	}
@@ -106,5 +147,35 @@ func TestProcessThatMayEnd(t *testing.T) {
 	p.forget()
 	if err := p.stop(patience); err != nil {
 		t.Errorf("it is not forgotten: %v", err)
+	}
+}
+
+func TestProcessThatEndedBeforeItMight(t *testing.T) {
+	p := shell(t, "exit 1")
+	p.wait(patience)
+	if err := p.mayEnd(); err == nil || p.died() == nil {
+		t.Errorf("its end is allowed afterwards: %v", err)
+	}
+}
+
+// A node that ends while it is removed has to end as one that was removed.
+func TestEndOfARemovedNode(t *testing.T) {
+	const says = "echo sluice: run controller: this node was removed from the cluster; echo hint: its replicas are elsewhere; "
+	for script, want := range map[string]bool{
+		says + "exit 1":           true,
+		says + "exit 2":           false,
+		says + "kill -9 $$":       false,
+		says + "exit 0":           false,
+		"echo panic: nil; exit 1": false,
+		"kill -9 $$":              false,
+		says + "seq 1000; exit 1": false, // it went on and failed otherwise
+	} {
+		p := shell(t, script)
+		if !p.wait(patience) {
+			t.Fatal("it runs on")
+		}
+		if err := p.wasRemoved(); (err == nil) != want {
+			t.Errorf("%s: %v", script, err)
+		}
 	}
 }

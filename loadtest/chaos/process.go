@@ -113,6 +113,10 @@ func (p *process) runningLocked() bool {
 func (p *process) died() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.diedLocked()
+}
+
+func (p *process) diedLocked() error {
 	if !p.mu.wanted || p.runningLocked() {
 		return nil
 	}
@@ -144,11 +148,15 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// mayEnd says that the process may end by itself.
-func (p *process) mayEnd() {
+// mayEnd says that the process may end by itself from now on. The error tells how it has ended before that.
+func (p *process) mayEnd() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err := p.diedLocked(); err != nil {
+		return err
+	}
 	p.mu.wanted = false
+	return nil
 }
 
 // forget says that how the process ended is nobody's business any more.

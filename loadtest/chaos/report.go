@@ -125,6 +125,9 @@ func (r *Report) judge() {
 	for _, f := range r.Replicas.Few {
 		r.violate("replicas are missing: %s", f)
 	}
+	for _, t := range r.Replicas.Twice {
+		r.violate("a partition has several directories on one node: %s", t)
+	}
 	for _, d := range r.Replicas.Divergent {
 		r.violate("divergent: %s", d)
 	}

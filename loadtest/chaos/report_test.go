@@ -31,6 +31,7 @@ func TestReportJudges(t *testing.T) {
 		"lost":             {Report{Workloads: map[string]*history.Verdict{"steady": bad}}, "steady: map[lost:2]"},
 		"divergent":        {Report{Replicas: Replicas{Divergent: []string{"a-0 at 7"}}}, "divergent: a-0 at 7"},
 		"few replicas":     {Report{Replicas: Replicas{Few: []string{"a-0: 2"}}}, "replicas are missing: a-0: 2"},
+		"two directories":  {Report{Replicas: Replicas{Twice: []string{"a-0: 2 in core-1"}}}, "several directories on one node: a-0: 2"},
 		"not to its end":   {Report{Failed: "no disk"}, "the run did not get to its end: no disk"},
 		"found on its way": {Report{Violations: []string{"core-2 did not stop"}}, "core-2 did not stop"},
 	} {

@@ -21,6 +21,8 @@ const (
 	settle = 5 * time.Second
 	// servedMax is how long ago the last write to each partition may be acknowledged in a cluster that is whole.
 	servedMax = time.Second
+	// tidyMax bounds the wait for directories of partitions that have moved to be deleted.
+	tidyMax = 30 * time.Second
 	// endMax bounds clean-up after the run was told to end.
 	endMax = 2 * time.Minute
 )
@@ -36,7 +38,6 @@ type Options struct {
 	Nodes       int
 	Gateway     bool
 	Only        []Kind  // when given, no other kinds
-	Reported    []Kind  // kinds whose unavailability is told and not judged; their data are
 	Rate        float64 // records a second straight to the cluster
 	DeviceRate  float64 // messages a second over the gateway
 	Keep        bool    // keep the data also when all is well
@@ -215,11 +216,7 @@ func (r *run) verdict(ctx context.Context) error {
 	if err := r.rest(ctx); err != nil {
 		return err
 	}
-	var dirs []string
-	for _, d := range r.cluster.disks {
-		dirs = append(dirs, d.data())
-	}
-	r.report.Replicas, err = compareReplicas(dirs)
+	r.report.Replicas, err = compareReplicas(r.cluster.data())
 	r.report.Took = time.Since(r.start)
 	r.report.Lost = r.stalls.lost(gap{Long: r.report.Took})
 	return err
@@ -241,6 +238,9 @@ func (r *run) rest(ctx context.Context) error {
 	c.gateway = nil // it has ended; nothing is to come over it
 	if err := c.await(ctx, readyMax, "the cluster is whole after its last start", func() error { return c.healthy(ctx) }); err != nil {
 		r.report.violate("%v", err)
+	}
+	if err := c.await(ctx, tidyMax, "what has moved is deleted where it was", func() error { return single(c.data()) }); err != nil && !errors.Is(err, errWaited) {
+		r.report.violate("%v", err) // what is left for good is seen when the disks are compared
 	}
 	if err := c.stop(); err != nil {
 		r.report.violate("%v", err)
@@ -308,7 +308,7 @@ func (r *run) fault(ctx context.Context, f Fault) (bool, error) {
 			return false, err
 		}
 	}
-	o := Outcome{Fault: f, Text: f.String(), On: r.on(f, node), Judged: f.judged() && !slices.Contains(r.o.Reported, f.Kind)}
+	o := Outcome{Fault: f, Text: f.String(), On: r.on(f, node), Judged: f.judged()}
 	r.say("%3d  %s: %s", f.Number, o.Text, o.On)
 	if err := r.hurt(ctx, f, node, &o); err != nil {
 		return false, fmt.Errorf("fault %d (%s, on %s): %w", f.Number, o.Text, o.On, err)

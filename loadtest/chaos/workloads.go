@@ -230,13 +230,14 @@ type Replicas struct {
 	Partitions int      `json:"partitions"`
 	Batches    int64    `json:"batches"` // compared byte for byte on at least two replicas
 	Shorter    int      `json:"shorter"` // partitions of which a replica ends earlier: its node stopped before it heard of the last commit
-	Few        []string `json:"few"`     // partitions of the workloads with fewer replicas than they have to have
+	Few        []string `json:"few"`     // partitions of the workloads on fewer nodes than they have to be on
+	Twice      []string `json:"twice"`   // partitions of the workloads with several directories on one node
 	Divergent  []string `json:"divergent"`
 }
 
 // compareReplicas looks at the disks of nodes that have stopped. Internal topics are compacted: their replicas clean up by themselves.
 func compareReplicas(nodes []string) (Replicas, error) {
-	out := Replicas{Few: []string{}, Divergent: []string{}}
+	out := Replicas{Few: []string{}, Twice: []string{}, Divergent: []string{}}
 	all, err := history.FindReplicas(nodes...)
 	if err != nil {
 		return out, err
@@ -250,6 +251,7 @@ func compareReplicas(nodes []string) (Replicas, error) {
 			return out, err
 		}
 		out.add(report)
+		out.place(one, nodes)
 	}
 	return out, nil
 }
@@ -264,10 +266,46 @@ func (r *Replicas) add(report history.ReplicaReport) {
 	if len(ends) > 1 {
 		r.Shorter++
 	}
-	if ours := strings.HasPrefix(report.Name, steadyTopic+"-") || strings.HasPrefix(report.Name, stockPrefix+"-numbered-"); ours && len(report.Ends) < replication {
-		r.Few = append(r.Few, fmt.Sprintf("%s: %d", report.Name, len(report.Ends)))
-	}
 	for _, v := range report.Violations {
 		r.Divergent = append(r.Divergent, v.String())
 	}
+}
+
+// place looks on which nodes a partition is: two directories on one node are one replica, and one too many.
+func (r *Replicas) place(one history.Replicas, nodes []string) {
+	if !strings.HasPrefix(one.Name, steadyTopic+"-") && !strings.HasPrefix(one.Name, stockPrefix+"-numbered-") {
+		return
+	}
+	on := 0
+	for _, node := range nodes {
+		n := 0
+		for _, dir := range one.Dirs {
+			if inside, err := filepath.Rel(node, dir); err == nil && filepath.IsLocal(inside) {
+				n++
+			}
+		}
+		if n > 1 {
+			r.Twice = append(r.Twice, fmt.Sprintf("%s: %d in %s", one.Name, n, node))
+		}
+		on += min(n, 1)
+	}
+	if on < replication {
+		r.Few = append(r.Few, fmt.Sprintf("%s: %d", one.Name, on))
+	}
+}
+
+// single says which partitions have several directories on one node. What a partition has left behind is deleted by and by; the nodes may run.
+func single(nodes []string) error {
+	all, err := history.FindReplicas(nodes...)
+	if err != nil {
+		return err
+	}
+	var found Replicas
+	for _, one := range all {
+		found.place(one, nodes)
+	}
+	if len(found.Twice) > 0 {
+		return fmt.Errorf("%w: two directories on one node: %s", errUnhealthy, strings.Join(found.Twice, ", "))
+	}
+	return nil
 }
