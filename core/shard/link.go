@@ -33,6 +33,8 @@ var (
 	errNoReplica   = errors.New("server has no replica of the shard, or is about to stop it")
 	errUnderWay    = errors.New("the heartbeat before is still under way")
 	errNewLife     = errors.New("replica was started anew")
+	errOtherTerm   = errors.New("answer is to a heartbeat of another term")
+	errBadVerdict  = errors.New("answer to a heartbeat is of a kind that this release does not know")
 )
 
 // links are a node's connections for the heartbeats of idle groups, one for each server that they are sent to. A message costs the
@@ -125,6 +127,7 @@ type call struct {
 	state  callState // guarded by l.mu
 	done   chan struct{}
 	answer answer // when done
+	first  bool   // it is the group's first answer on the connection: another life may have answered before
 	err    error
 }
 
@@ -136,7 +139,7 @@ func (l *link) enroll(t *transport, term uint64) *call {
 	if _, owed := l.mu.owed[t.g.id]; owed {
 		delete(l.mu.owed, t.g.id)
 		l.mu.Unlock()
-		c.at, c.err = now, net.ErrClosed
+		c.state, c.at, c.err = callOver, now, net.ErrClosed
 		close(c.done)
 		return c
 	}
@@ -212,9 +215,11 @@ func (l *link) ask(calls []*call) {
 			c.at = now
 			c.endLocked(answer{}, net.ErrClosed)
 		default:
-			c.state, c.at = callSent, now
-			c.timer = time.AfterFunc(quickTimeout, func() { l.expire(conn, callKey{round, c.q.shard}) })
-			l.mu.sent[callKey{round, c.q.shard}] = c
+			l.sendLocked(c, round, now)
+		}
+	}
+	for _, c := range calls {
+		if c.state == callSent {
 			all = append(all, c.q)
 		}
 	}
@@ -231,6 +236,23 @@ func (l *link) ask(calls []*call) {
 		l.writing.Lock()
 		l.write(conn, frame)
 	})
+}
+
+// sendLocked has a call go with a frame. Of two calls of a group, by a replication that ends and by the next, the newer one goes: a frame has
+// one answer for each group.
+func (l *link) sendLocked(c *call, round uint32, now time.Time) {
+	key, conn := callKey{round, c.q.shard}, l.mu.conn
+	if other := l.mu.sent[key]; other != nil {
+		if c.q.term < other.q.term {
+			c.endLocked(answer{}, errUnderWay)
+			return
+		}
+		other.at = time.Time{} // it is not sent
+		other.endLocked(answer{}, errUnderWay)
+	}
+	c.state, c.at = callSent, now
+	c.timer = time.AfterFunc(quickTimeout, func() { l.expire(conn, key) })
+	l.mu.sent[key] = c
 }
 
 // write writes a frame and unlocks writing.
@@ -322,23 +344,30 @@ func (l *link) take(conn net.Conn, round uint32, all []answer) {
 			continue
 		}
 		delete(l.mu.sent, key)
-		c.endLocked(a, l.judgeLocked(a))
+		c.endLocked(a, l.judgeLocked(c, a))
 	}
 }
 
-// judgeLocked tells why an answer is none.
-func (l *link) judgeLocked(a answer) error {
+// judgeLocked tells why an answer is none to a call.
+func (l *link) judgeLocked(c *call, a answer) error {
 	switch a.verdict {
+	case beatRefused, beatTaken:
 	case beatNoReplica:
 		return errNoReplica
 	case beatUnderWay:
 		return errUnderWay
+	default:
+		return errBadVerdict
 	}
 	life, known := l.mu.lives[a.shard]
 	l.mu.lives[a.shard] = a.life
 	if known && life != a.life {
 		return errNewLife // as a connection of its own would have ended with the replica
 	}
+	if a.verdict == beatTaken && a.term != c.q.term {
+		return errOtherTerm
+	}
+	c.first = !known
 	return nil
 }
 

@@ -72,10 +72,16 @@ type beatFrame struct {
 func (f *beatFrame) work(worker int) bool {
 	watch := time.AfterFunc(beatPatience, func() { f.takeOver(worker) })
 	defer watch.Stop()
+	over := false
+	defer func() {
+		if !over { // a group whose log fails ends the goroutine that asked (guardedStore): another one goes on without it
+			f.s.wg.Go(func() { f.takeOver(worker) })
+		}
+	}()
 	for {
 		f.mu.Lock()
 		if f.next == len(f.questions) {
-			f.ended = true
+			f.ended, over = true, true
 			f.mu.Unlock()
 			f.s.reply(f.round, f.answers)
 			return true
@@ -85,6 +91,7 @@ func (f *beatFrame) work(worker int) bool {
 		a := f.s.ask(q)
 		f.mu.Lock()
 		if f.worker != worker {
+			over = true
 			f.mu.Unlock()
 			f.s.reply(f.round, []answer{a})
 			return false
@@ -95,7 +102,8 @@ func (f *beatFrame) work(worker int) bool {
 	}
 }
 
-// takeOver goes on with a frame whose worker waits for a group, and then with the connection.
+// takeOver goes on with a frame whose worker waits for a group or has ended in one, and then with the connection. That group's question is
+// left to the worker; one that has ended never answers it.
 func (f *beatFrame) takeOver(worker int) {
 	f.mu.Lock()
 	if f.ended || f.worker != worker || f.next == len(f.questions) {
@@ -106,7 +114,7 @@ func (f *beatFrame) takeOver(worker int) {
 	f.next++
 	ready := f.answers
 	f.answers = nil
-	f.s.wg.Add(1) // the goroutine that waits has not ended
+	f.s.wg.Add(1) // the worker has not ended, or is waited for by who was started as it did
 	f.mu.Unlock()
 	defer f.s.wg.Done()
 	f.s.reply(f.round, ready)

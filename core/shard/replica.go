@@ -100,17 +100,17 @@ func (r *replica) stop() {
 	})
 }
 
-// verify asks the library whether this replica still leads. begun is called once it has been asked. The library never answers what is in its
+// verify asks the library whether this replica still leads. begin is called before, so that no answer counts to a heartbeat that was sent
+// with those of others earlier. The library never answers what is in its
 // channel when it is shut down, and takes questions after that: so none is asked then, and stop waits for the one that is under way.
-func (r *replica) verify(begun func()) error {
+func (r *replica) verify(begin func()) error {
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	if r.ended {
 		return raft.ErrRaftShutdown
 	}
-	f := r.raft.VerifyLeader()
-	begun()
-	return f.Error()
+	begin()
+	return r.raft.VerifyLeader().Error()
 }
 
 // set changes settings of the library. Each of its calls replaces them all.

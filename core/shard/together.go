@@ -2,12 +2,14 @@ package shard
 
 import (
 	"bytes"
+	"errors"
 
 	"github.com/hashicorp/raft"
 )
 
 // together sends a heartbeat of an idle group at the next moment with those of the others, in one message, where the server takes such,
-// and waits for the answer. It returns false, at that moment or when a heartbeat is wanted at once, when it is to be sent by itself.
+// and waits for the answer. It returns false, at that moment or when a heartbeat is wanted at once, when it is to be sent by itself. So it is
+// after an answer too: that may be older than the check of leadership that wants one, as it has waited for those of other groups.
 func (t *transport) together(id raft.ServerID, to raft.ServerAddress, a *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (done bool, err error) {
 	now, asked := t.g.beats.wanted()
 	if asked {
@@ -34,7 +36,11 @@ func (t *transport) together(id raft.ServerID, to raft.ServerAddress, a *raft.Ap
 	}
 	select {
 	case <-c.done:
-		return true, t.told(id, to, c, resp)
+		if err := t.told(id, to, c, resp); err != nil {
+			return true, err
+		}
+		_, asked = t.g.beats.wanted()
+		return !asked, nil
 	default:
 		c.withdraw()
 		return true, errStopping
@@ -54,11 +60,17 @@ func (t *transport) enroll(to raft.ServerAddress, a *raft.AppendEntriesRequest) 
 func (t *transport) told(id raft.ServerID, to raft.ServerAddress, c *call, resp *raft.AppendEntriesResponse) error {
 	if c.err != nil {
 		if !c.at.IsZero() {
-			t.quick.CloseStreams() // they carried nothing meanwhile, and may have been lost too
+			if severed(c.err) {
+				t.quick.CloseStreams() // they carried nothing meanwhile, and may have been lost too
+			}
 			t.g.peers.missed(id)
 			t.g.news.tell()
 		}
 		return c.err
+	}
+	if c.first { // nobody would notice that the follower has been started anew since it was heard of by itself
+		t.g.peers.missed(id)
+		t.g.news.tell()
 	}
 	*resp = c.answer.response(to)
 	t.g.peers.heard(id, c.last, resp)
@@ -67,4 +79,15 @@ func (t *transport) told(id raft.ServerID, to raft.ServerAddress, c *call, resp 
 		t.g.cur.Load().wantBeats()
 	}
 	return nil
+}
+
+// severed tells whether the connections to a server may be lost that refused a heartbeat, or did not answer it. They are not where the process
+// lives and has said something, but for the end of a replica, whose connections it closes.
+func severed(err error) bool {
+	for _, said := range []error{errNoReplica, errUnderWay, errOtherTerm, errBadVerdict} {
+		if errors.Is(err, said) {
+			return false
+		}
+	}
+	return true
 }
