@@ -94,10 +94,11 @@ func (f Fault) value() string {
 	return ""
 }
 
-// judged tells whether writes have to go on within unavailableMax after a fault of this kind.
+// judged tells whether writes have to go on within unavailableMax after a fault of this kind. Not after a move: it may freeze a partition for as long
+// as that before it is begun anew, by itself without harm.
 func (k Kind) judged() bool {
 	switch k {
-	case Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, FullDisk, Damage, DamageLog, LostDisk, Join, Move, PowerCut:
+	case Kill, Pause, Restart, Isolate, Separate, Cut, CutOneWay, FullDisk, Damage, DamageLog, LostDisk, Join, PowerCut:
 		return true
 	}
 	return false
