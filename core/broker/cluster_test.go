@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,31 +16,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"go.uber.org/goleak"
 
 	"sluice/core/controller"
+	"sluice/core/internal/leaks"
 	"sluice/core/kafka"
 	"sluice/core/meta"
 	"sluice/core/shard"
 	"sluice/core/vfs"
 )
 
-// TestMain looks for goroutines that the tests have left. On a busy machine the last ones take longer to end than the half second for which
-// goleak.VerifyTestMain looks.
-func TestMain(m *testing.M) {
-	code := m.Run()
-	for late := time.Now().Add(testTimeout); code == 0; {
-		err := goleak.Find()
-		if err == nil {
-			break
-		}
-		if time.Now().After(late) {
-			fmt.Fprintln(os.Stderr, "goroutines are left:", err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { leaks.Main(m, testTimeout) }
 
 // testTimeout bounds what a test waits for; it is far above what anything takes, on a busy machine as well.
 const testTimeout = 3 * time.Minute

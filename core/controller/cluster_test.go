@@ -11,29 +11,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"sluice/core/internal/leaks"
 	"sluice/core/meta"
 	"sluice/core/partition"
 	"sluice/core/vfs"
 )
 
-// TestMain looks for goroutines that the tests have left. On a busy machine the last ones take longer to end than the half second for which
-// goleak.VerifyTestMain looks.
 func TestMain(m *testing.M) {
 	debug.SetMemoryLimit(memoryLimit)
-	code := m.Run()
-	for late := time.Now().Add(patience); code == 0; {
-		err := goleak.Find()
-		if err == nil {
-			break
-		}
-		if time.Now().After(late) {
-			fmt.Fprintln(os.Stderr, "goroutines are left:", err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+	leaks.Main(m, patience)
 }
 
 // memoryLimit makes the collector look more often when several clusters have their disks in memory at once: those that have ended go first.

@@ -3,32 +3,15 @@ package shard
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"sluice/core/internal/leaks"
 	"sluice/core/meta"
 )
 
-// TestMain looks for goroutines that the tests have left. On a busy machine the last ones take longer to end than the half second for which
-// goleak.VerifyTestMain looks.
-func TestMain(m *testing.M) {
-	code := m.Run()
-	for late := time.Now().Add(patience); code == 0; {
-		err := goleak.Find()
-		if err == nil {
-			break
-		}
-		if time.Now().After(late) {
-			fmt.Fprintln(os.Stderr, "goroutines are left:", err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { leaks.Main(m, patience) }
 
 func TestSingleReplica(t *testing.T) {
 	c := newCluster(t, 1, nil)

@@ -18,7 +18,7 @@ var doors = []string{"core/record", "core/commitlog", "core/vfs"}
 
 // layers lists core from its leaves upwards: a package imports only what stands before it.
 var layers = []string{
-	"core/vfs", "core/record", "core/meta", "core/commitlog", "core/kafka", "core/acl", "core/raftlog",
+	"core/internal/leaks", "core/vfs", "core/record", "core/meta", "core/commitlog", "core/kafka", "core/acl", "core/raftlog",
 	"core/group", "core/txn", "core/partition", "core/shard", "core/controller", "core/rest", "core/broker",
 }
 
